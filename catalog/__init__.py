@@ -1,0 +1,1 @@
+"""What a data set is: schema, keys, layout on disk, shards, query, report."""

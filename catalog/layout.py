@@ -1,0 +1,177 @@
+"""A data set on disk: where everything lies, and writing so that a file is whole or not there."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from lumid.catalog.errors import DatasetError, StorageError
+from lumid.catalog.schema import FORMAT_VERSION
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """The paths of a data set under ``root``. What is under ``work`` belongs to a build that has not finished."""
+
+    root: Path
+
+    @property
+    def manifest(self) -> Path:
+        """``dataset.json``: written last; its presence means that the data set is whole."""
+        return self.root / "dataset.json"
+
+    @property
+    def catalog(self) -> Path:
+        """Folder of the Hive-partitioned catalog."""
+        return self.root / "catalog"
+
+    @property
+    def shards(self) -> Path:
+        """Folder of the tar shards."""
+        return self.root / "shards"
+
+    @property
+    def rejects(self) -> Path:
+        """Folder of the rejects' Parquet file."""
+        return self.root / "rejects"
+
+    @property
+    def lock(self) -> Path:
+        """The plan that was built: one row an object, pinned."""
+        return self.root / "lock.parquet"
+
+    @property
+    def report(self) -> Path:
+        """The HTML report."""
+        return self.root / "report.html"
+
+    @property
+    def work(self) -> Path:
+        """State of a build under way; removed when it finishes."""
+        return self.root / ".build"
+
+    @property
+    def parts(self) -> Path:
+        """Finished batches of a build under way."""
+        return self.work / "parts"
+
+    @property
+    def state(self) -> Path:
+        """Identity and progress of a build under way."""
+        return self.work / "build.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """A shard as the manifest lists it."""
+
+    name: str
+    samples: int
+    bytes: int
+    sha256: str
+    first_key: str
+    last_key: str
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """The accounting of a build: ``planned == kept + rejected``, in frames."""
+
+    objects: int
+    planned: int
+    kept: int
+    rejected: int
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """``dataset.json``: what the data set is and what it was made from."""
+
+    name: str
+    format_version: int
+    lumid_version: str
+    recipe: dict[str, Any]
+    recipe_hash: str
+    lock_hash: str
+    catalog_hash: str
+    libraries: dict[str, str]
+    counts: Counts
+    modalities: dict[str, int]
+    rejects: dict[str, int]
+    shards: tuple[Shard, ...]
+    build: dict[str, Any]
+
+    def to_json(self) -> str:
+        """The manifest as it is written."""
+        return json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n"
+
+
+def read_manifest(root: Path) -> Manifest:
+    """The manifest of a finished data set.
+
+    Raises :class:`DatasetError` when the folder holds none, an unfinished one, or one of a newer format.
+    """
+    layout = Layout(root)
+    if not layout.manifest.is_file():
+        if layout.state.is_file():
+            raise DatasetError(f"{root}: the build of this data set has not finished; run the same `lumid build` again to go on")
+        raise DatasetError(f"{root}: not a data set (no dataset.json); make one with `lumid build` or `lumid demo`")
+    try:
+        raw = json.loads(layout.manifest.read_text("utf-8"))
+        if raw["format_version"] > FORMAT_VERSION:
+            raise DatasetError(f"{root}: written in format {raw['format_version']}, this lumid reads up to {FORMAT_VERSION}: update lumid")
+        shards = tuple(Shard(**item) for item in raw.pop("shards"))
+        return Manifest(**(raw | {"counts": Counts(**raw["counts"])}), shards=shards)
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise DatasetError(f"{layout.manifest}: damaged (not a lumid manifest); build the data set again") from error
+
+
+@contextmanager
+def storage_errors(path: Path) -> Iterator[None]:
+    """Turn what the disk refuses into one line that says what to do."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise StorageError(f"no space left while writing under {path}; free some and run the same command again, it goes on where it stopped") from None
+        if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+            raise StorageError(f"cannot write under {path}: {os.strerror(error.errno)}; choose another --out or change its permissions") from None
+        raise
+
+
+@contextmanager
+def atomic_file(path: Path) -> Iterator[BinaryIO]:
+    """A binary file that appears at ``path`` whole, synced and by one rename, or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a small text file atomically."""
+    with atomic_file(path) as file:
+        file.write(text.encode("utf-8"))
+
+
+def write_table(path: Path, table: pa.Table, *, row_group_size: int = 65_536) -> None:
+    """Write an Arrow table as a zstd Parquet file, atomically."""
+    with atomic_file(path) as file:
+        pq.write_table(table, file, compression="zstd", row_group_size=row_group_size)

@@ -1,0 +1,85 @@
+"""Shards: plain ustar files of ``<key>.<codec>`` and ``<key>.json`` pairs, sorted by key, with every offset known.
+
+The bytes of a shard are a function of its samples alone: member headers hold no time, owner or mode that differs.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tarfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from lumid.catalog.errors import DatasetError
+from lumid.catalog.schema import SAMPLE_FIELDS, CatalogRow
+
+BLOCK = 512
+END_OF_TAR = bytes(2 * BLOCK)
+
+
+def member(name: str, data: bytes) -> bytes:
+    """One tar member: a ustar header, the data, and padding to 512 bytes."""
+    info = tarfile.TarInfo(name)
+    info.size = len(data)
+    info.mode = 0o644
+    return info.tobuf(tarfile.USTAR_FORMAT) + data + bytes(-len(data) % BLOCK)
+
+
+def sample_json(row: CatalogRow) -> bytes:
+    """The JSON that lies beside the image: the fields of :data:`~lumid.catalog.schema.SAMPLE_FIELDS`."""
+    values = {name: getattr(row, name) for name in SAMPLE_FIELDS}
+    return json.dumps(values, separators=(",", ":"), allow_nan=False).encode()
+
+
+def sample_members(row: CatalogRow, image: bytes) -> bytes:
+    """Both members of a sample, as they stand in a part and in a shard."""
+    return member(f"{row.key}.{row.codec}", image) + member(f"{row.key}.json", sample_json(row))
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """A range of bytes in a file."""
+
+    start: int
+    stop: int
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+
+def image_offset(sample_start: int) -> int:
+    """Where the image's bytes begin in a sample that begins at ``sample_start``."""
+    return sample_start + BLOCK
+
+
+def read_range(file: BinaryIO | int, offset: int, length: int) -> bytes:
+    """``length`` bytes at ``offset`` of an open local file, without moving its position.
+
+    Raises :class:`DatasetError` when the file is shorter than that.
+    """
+    descriptor = file if isinstance(file, int) else file.fileno()
+    data = os.pread(descriptor, length, offset)
+    if len(data) != length:
+        raise DatasetError(f"a shard ends at byte {offset + len(data)}, before an image that the catalog lists: run `lumid build` again")
+    return data
+
+
+def read_samples(path: Path) -> Iterator[tuple[str, bytes, dict[str, Any]]]:
+    """The samples of a shard in their order: key, encoded image, and its JSON's fields."""
+    image: tuple[str, bytes] | None = None
+    with tarfile.open(path, "r|") as archive:
+        for info in archive:
+            stream = archive.extractfile(info)
+            assert stream is not None, "shards hold regular members only"
+            key, _, suffix = info.name.partition(".")
+            data = stream.read()
+            if suffix != "json":
+                image = (key, data)
+                continue
+            if image is None or image[0] != key:
+                raise DatasetError(f"{path.name}: member {info.name} has no image before it; the shard is damaged")
+            yield key, image[1], json.loads(data)
+            image = None

@@ -1,0 +1,1 @@
+"""What runs: the Dask graph, training jobs, the command line."""

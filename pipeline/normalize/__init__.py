@@ -1,0 +1,1 @@
+"""Stored pixels to intensities, one module a family of modalities."""
