@@ -40,12 +40,13 @@ def decode(data: bytes | memoryview, codec: str) -> Pixels:
         image: Any = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
         if image is None:
             raise ValueError("not a readable PNG")
-        return cv2.cvtColor(image, cv2.COLOR_BGR2RGB) if image.ndim == 3 else image
+        pixels: Pixels = cv2.cvtColor(image, cv2.COLOR_BGR2RGB) if image.ndim == 3 else image
+        return pixels
     if codec == "jxl":
         import imagecodecs
 
         try:
-            decoded: Pixels = imagecodecs.jpegxl_decode(data, numthreads=1)
+            decoded: Pixels = imagecodecs.jpegxl_decode(bytes(data), numthreads=1)
         except Exception as error:
             raise ValueError("not a readable JPEG XL image") from error
         return decoded
