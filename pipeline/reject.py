@@ -1,0 +1,28 @@
+"""Expected failures, as values: why a frame or an object does not reach the shards."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from lumid.catalog.schema import REASONS
+
+
+@dataclass(frozen=True, slots=True)
+class Reject:
+    """Why something was left out: the stage, a code of :data:`~lumid.catalog.schema.REASONS`, and its meaning.
+
+    ``detail`` may hold numbers and names of lumid's and the standard's own making, never text of a header.
+    """
+
+    stage: str
+    code: str
+    detail: str = ""
+
+    def __post_init__(self) -> None:
+        if self.code not in REASONS:
+            raise ValueError(f"unknown reason code {self.code}")
+
+    @property
+    def message(self) -> str:
+        """One line for the rejects table."""
+        return f"{REASONS[self.code]} ({self.detail})" if self.detail else REASONS[self.code]
