@@ -135,6 +135,7 @@ REASONS: dict[str, str] = {
     "wrong_length": "the pixel data's length does not fit rows × columns × frames",
     "absurd_size": "the header claims an image larger than the limits",
     "decode_failed": "the decoder refused the pixel data",
+    "decoder_crash": "decoding it killed the process that tried, more than once",
     "unsupported_modality": "a modality that has no profile",
     "modality_not_selected": "the recipe does not take this modality",
     "localizer": "a localizer or scout, not a diagnostic slice",

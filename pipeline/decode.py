@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -63,7 +64,8 @@ PLUGINS: dict[UID, str] = {
 
 DICOMDIR_CLASS = "1.2.840.10008.1.3.10"
 PIXEL_ELEMENTS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
-Stored = npt.NDArray[np.generic]
+Stored = npt.NDArray[Any]
+"""Stored values of a frame: ``[rows, columns]``, or RGB ``[rows, columns, 3]``."""
 
 
 @cache
@@ -288,14 +290,14 @@ class FrameHeader:
     dataset: Dataset
     frame: int
 
-    def get(self, keyword: str, macro: str | None = None) -> object:
+    def get(self, keyword: str, macro: str | None = None) -> Any:
         """The value of a keyword, inside a functional group macro where the object has them (PS3.3 C.7.6.16)."""
         if macro is not None:
             for group in self._groups():
                 try:
                     items = group.get(macro)
                     if items:
-                        value: object = items[0].get(keyword)
+                        value = items[0].get(keyword)
                         if value is not None:
                             return value
                 except Exception:

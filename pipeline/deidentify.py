@@ -231,7 +231,7 @@ def _body_part(header: FrameHeader) -> str | None:
     if not isinstance(stated, str) or not stated.strip():
         region = header.get("AnatomicRegionSequence", "FrameAnatomySequence")
         try:
-            stated = str(region[0].CodeMeaning)  # type: ignore[index]
+            stated = str(region[0].CodeMeaning)
         except Exception:
             return None
     return _body_parts().get(_squeeze(stated))
@@ -259,12 +259,10 @@ def _contrast(header: FrameHeader) -> bool | None:
 
 
 def _kernel(header: FrameHeader) -> str | None:
-    stated = "\\".join(str(value).strip() for value in header.terms("ConvolutionKernel", "CTReconstructionSequence"))
-    if stated in KERNELS:
-        return stated
-    original = header.get("ConvolutionKernel", "CTReconstructionSequence")
-    text = original.strip() if isinstance(original, str) else "\\".join(map(str, original)) if isinstance(original, (list, tuple)) or hasattr(original, "__iter__") else ""  # type: ignore[arg-type]
-    return text if KERNEL_PATTERN.fullmatch(text) else None
+    value = header.get("ConvolutionKernel", "CTReconstructionSequence")
+    values = [value] if isinstance(value, str) else list(value or ())
+    text = "\\".join(str(item).strip() for item in values)
+    return text if text.upper() in KERNELS or KERNEL_PATTERN.fullmatch(text) else None
 
 
 def _sequence(header: FrameHeader) -> str | None:

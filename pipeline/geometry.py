@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -62,7 +63,7 @@ def plane_of(orientation: list[float]) -> str | None:
     return ("sagittal", "coronal", "axial")[axis]
 
 
-def _normal(orientation: list[float]) -> np.ndarray | None:
+def _normal(orientation: list[float]) -> np.ndarray[Any, np.dtype[np.float64]] | None:
     if len(orientation) != 6:
         return None
     normal = np.cross(orientation[:3], orientation[3:])
@@ -92,11 +93,9 @@ def _spacing(header: FrameHeader, modality: str) -> tuple[float | None, float | 
 def _ultrasound_spacing(header: FrameHeader) -> list[float]:
     """Spacing of a single 2-D region calibrated in cm (PS3.3 C.8.5.5); with several regions there is no one spacing."""
     regions = header.get("SequenceOfUltrasoundRegions")
-    if not isinstance(regions, (list, tuple)) and not hasattr(regions, "__getitem__"):
+    if regions is None or len(regions) != 1:
         return []
-    if len(regions) != 1:  # type: ignore[arg-type]
-        return []
-    region = FrameHeader(regions[0], 0)  # type: ignore[index]
+    region = FrameHeader(regions[0], 0)
     if region.number("PhysicalUnitsXDirection") != 3 or region.number("PhysicalUnitsYDirection") != 3:
         return []
     x, y = region.number("PhysicalDeltaX"), region.number("PhysicalDeltaY")

@@ -35,7 +35,10 @@ class ObjectRef:
 class Source(Protocol):
     """The small protocol behind every kind of source."""
 
-    provenance: Provenance
+    @property
+    def provenance(self) -> Provenance:
+        """What every slice of this source says about where it comes from."""
+        ...
 
     def objects(self) -> list[ObjectRef | tuple[ObjectRef, Reject]]:
         """Everything that is there, sorted by ``source_id``; what cannot be opened comes with its reason."""

@@ -1,0 +1,359 @@
+"""One batch: fetch → decode → select → de-identify → normalise → encode, and an account of every frame.
+
+Each stage is a pure function from a value to a value or a :class:`~lumid.pipeline.reject.Reject`; this module calls
+them in order and reads as the diagram in the design does.
+"""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+
+from pydicom import FileDataset
+
+from lumid.catalog.errors import AccountingError
+from lumid.catalog.keys import Keyer
+from lumid.catalog.schema import MODALITIES, CatalogRow, RejectRow
+from lumid.pipeline.decode import FrameHeader, ImageSize, Limits, Stored, decode_frames, image_size, parse, transfer_syntax
+from lumid.pipeline.deidentify import Acquisition, Identity, acquisition, identify, policy_name, text_risk
+from lumid.pipeline.encode import Encoded, encode_image, resize
+from lumid.pipeline.geometry import Geometry, geometry
+from lumid.pipeline.normalize import Histogram, Intensities, Range, normalize, series_histogram
+from lumid.pipeline.normalize.intensity import robust_range
+from lumid.pipeline.plan import Batch, Scanned, Series
+from lumid.pipeline.quality import Quality, measure
+from lumid.pipeline.recipe import Recipe, SplitSettings
+from lumid.pipeline.reject import Reject
+from lumid.pipeline.select import is_image, select_frame, select_object, select_size
+from lumid.pipeline.sources import Provenance, Source
+
+CACHE_BYTES = 256 << 20
+"""How much of a series is kept between the pass that finds its range and the pass that applies it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A DICOM object that holds an image the recipe takes."""
+
+    planned: Scanned
+    dataset: FileDataset = field(repr=False)
+    size: ImageSize
+    identity: Identity = field(repr=False)
+    acquired: Acquisition
+    burned_in_text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """A finished sample: its catalog row and its encoded image."""
+
+    row: CatalogRow
+    image: bytes = field(repr=False)
+
+
+@dataclass(slots=True)
+class Account:
+    """What has become of a batch's frames so far."""
+
+    samples: list[Sample] = field(default_factory=list)
+    rejects: list[RejectRow] = field(default_factory=list)
+    planned: int = 0
+    objects: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class BatchResult:
+    """Everything a batch gives: samples sorted by key, rejects, and the frames that were planned."""
+
+    samples: list[Sample] = field(repr=False)
+    rejects: list[RejectRow] = field(repr=False)
+    objects: int
+    planned: int
+    source_bytes: int
+
+
+def ingest(batch: Batch, source: Source, recipe: Recipe, keyer: Keyer, poisoned: frozenset[str] = frozenset()) -> BatchResult:
+    """Turn a batch into samples and rejects.
+
+    ``poisoned``: source ids of objects that are known to kill the process that decodes them; they are rejected unread.
+    Raises :class:`AccountingError` when ``planned = kept + rejected`` does not hold: a defect here, not in the input.
+    """
+    account = Account()
+    for series in batch.series:
+        _ingest_series(series, source, recipe, keyer, poisoned, account)
+    rejected = sum(row.frames for row in account.rejects)
+    if account.objects != batch.objects or account.planned != len(account.samples) + rejected:
+        raise AccountingError(
+            f"batch {batch.id}: {batch.objects} objects planned, {account.objects} seen; {account.planned} frames planned, "
+            f"{len(account.samples)} kept and {rejected} rejected"
+        )
+    return BatchResult(
+        samples=sorted(account.samples, key=lambda sample: sample.row.key),
+        rejects=sorted(account.rejects, key=lambda row: (row.source_id, -1 if row.frame is None else row.frame)),
+        objects=account.objects,
+        planned=account.planned,
+        source_bytes=batch.bytes,
+    )
+
+
+def _ingest_series(series: Series, source: Source, recipe: Recipe, keyer: Keyer, poisoned: frozenset[str], account: Account) -> None:
+    """One series. What has an absolute scale goes through in one pass; the rest waits for the series' range."""
+    begin = len(account.samples)
+    seen: set[str] = set()
+    waiting: list[Scanned] = []
+    cache: dict[str, Opened] = {}
+    cached_bytes = 0
+    histograms: dict[str, list[Histogram]] = {}
+
+    for planned in series.objects:
+        account.objects += 1
+        opened = Reject("decode", "decoder_crash") if planned.ref.source_id in poisoned else _guarded_open(planned, source, recipe, keyer)
+        if not isinstance(opened, Reject) and opened.identity.instance_uid in seen:
+            opened = Reject("select", "duplicate_instance")
+        if isinstance(opened, Reject):
+            _reject_object(planned, opened, source.provenance, account)
+            continue
+        found = _object_histograms(opened)
+        if isinstance(found, Reject):
+            _reject_object(planned, found, source.provenance, account, frames=opened.size.frames, modality=opened.acquired.modality)
+            continue
+        seen.add(opened.identity.instance_uid)
+        if not found:
+            _finish_object(opened, None, source.provenance, recipe, keyer, account)
+            continue
+        histograms.setdefault(opened.acquired.modality, []).extend(found)
+        waiting.append(planned)
+        if cached_bytes + planned.ref.size_bytes <= CACHE_BYTES:
+            cache[planned.ref.source_id] = opened
+            cached_bytes += planned.ref.size_bytes
+
+    ranges = {modality: robust_range(found) for modality, found in histograms.items()}
+    for planned in waiting:
+        opened_again = cache.pop(planned.ref.source_id, None) or _guarded_open(planned, source, recipe, keyer)
+        if isinstance(opened_again, Reject):  # the file changed or vanished between the two passes
+            _reject_object(planned, opened_again, source.provenance, account)
+            continue
+        _finish_object(opened_again, ranges[opened_again.acquired.modality], source.provenance, recipe, keyer, account)
+
+    count = len(account.samples) - begin
+    account.samples[begin:] = [Sample(replace(sample.row, slice_count=count), sample.image) for sample in account.samples[begin:]]
+
+
+def _guarded_open(planned: Scanned, source: Source, recipe: Recipe, keyer: Keyer) -> Opened | Reject:
+    try:
+        return open_object(planned, source, recipe, keyer)
+    except Exception as error:
+        return internal_error("read", error)
+
+
+def open_object(planned: Scanned, source: Source, recipe: Recipe, keyer: Keyer) -> Opened | Reject:
+    """Fetch and parse an object, and decide from its header alone whether the recipe takes it."""
+    if planned.reject is not None:
+        return planned.reject
+    data = source.read(planned.ref)
+    if isinstance(data, Reject):
+        return data
+    dataset = parse(data)
+    if isinstance(dataset, Reject):
+        return dataset
+    header = FrameHeader(dataset, 0)
+    if refused := is_image(header):
+        return refused
+    size = image_size(dataset, Limits(recipe.select.max_pixels, recipe.select.max_frames))
+    if isinstance(size, Reject):
+        return size
+    modality = select_object(header, recipe.select)
+    if isinstance(modality, Reject):
+        return modality
+    if refused := select_size(size, recipe.select):
+        return refused
+    acquired = acquisition(header, modality)
+    text = text_risk(header, acquired, recipe.deid.policy)
+    if isinstance(text, Reject):
+        return text
+    identity = identify(
+        header, keyer, collection=source.provenance.collection, policy=recipe.deid.policy, source_id=planned.ref.source_id
+    )
+    return Opened(planned, dataset, size, identity, acquired, text)
+
+
+def _object_histograms(opened: Opened) -> list[Histogram] | Reject:
+    """What an object adds to its series' range: nothing for the kinds with an absolute scale.
+
+    An object whose first frame cannot be decoded is rejected here, before it counts as seen, so that a readable
+    copy of the same instance can take its place.
+    """
+    modality = opened.acquired.modality
+    found = []
+    try:
+        for frame, stored in enumerate(decode_frames(opened.dataset, opened.size)):
+            if isinstance(stored, Reject):
+                return stored if frame == 0 else found
+            histogram = series_histogram(stored, FrameHeader(opened.dataset, frame), modality)
+            if histogram is None:
+                return []
+            found.append(histogram)
+    except Exception as error:
+        return internal_error("normalize", error)
+    return found
+
+
+def _finish_object(
+    opened: Opened, span: Range | None, provenance: Provenance, recipe: Recipe, keyer: Keyer, account: Account
+) -> None:
+    """Every frame of an object becomes a sample or a reject."""
+    account.planned += opened.size.frames
+    done = 0
+    for frame, outcome in enumerate(_frame_outcomes(opened, span, provenance, recipe, keyer)):
+        done += 1
+        if isinstance(outcome, Sample):
+            account.samples.append(outcome)
+        else:
+            account.rejects.append(_reject_row(opened.planned, outcome, provenance, frame, 1, opened.acquired.modality))
+    if left := opened.size.frames - done:
+        last = Reject("decode", "decode_failed", "frames after the one that failed")
+        account.rejects.append(_reject_row(opened.planned, last, provenance, None, left, opened.acquired.modality))
+
+
+def _frame_outcomes(
+    opened: Opened, span: Range | None, provenance: Provenance, recipe: Recipe, keyer: Keyer
+) -> Iterator[Sample | Reject]:
+    for frame, stored in enumerate(decode_frames(opened.dataset, opened.size)):
+        if isinstance(stored, Reject):
+            yield stored
+            return
+        try:
+            yield _frame_sample(opened, frame, stored, span, provenance, recipe, keyer)
+        except Exception as error:
+            yield internal_error("normalize", error)
+
+
+def _frame_sample(
+    opened: Opened, frame: int, stored: Stored, span: Range | None, provenance: Provenance, recipe: Recipe, keyer: Keyer
+) -> Sample | Reject:
+    """One decoded frame through the rest of the stages."""
+    header = FrameHeader(opened.dataset, frame)
+    intensities = normalize(stored, header, opened.acquired.modality, span, recipe.pixels.profile)
+    if isinstance(intensities, Reject):
+        return intensities
+    resized = resize(intensities.pixels, recipe.pixels.size)
+    quality = measure(resized)
+    if refused := select_frame(quality, recipe.select):
+        return refused
+    encoded = encode_image(resized, recipe.pixels.codec)
+    placed = geometry(header, opened.acquired.modality)
+    kept = replace(intensities, pixels=resized)
+    row = _row(opened, frame, kept, quality, encoded, placed, provenance, recipe, keyer)
+    return Sample(row, encoded.data)
+
+
+def _row(
+    opened: Opened, frame: int, kept: Intensities, quality: Quality, encoded: Encoded, placed: Geometry,
+    provenance: Provenance, recipe: Recipe, keyer: Keyer,
+) -> CatalogRow:  # fmt: skip
+    identity, acquired = opened.identity, opened.acquired
+    height, width = kept.pixels.shape[:2]
+    scale_row, scale_column = opened.size.rows / height, opened.size.columns / width
+    syntax = transfer_syntax(opened.dataset)
+    return CatalogRow(
+        key=keyer.key(identity.instance_uid, frame),
+        length=len(encoded.data),
+        codec=encoded.codec,
+        sha256=encoded.sha256,
+        pixel_hash=encoded.pixel_hash,
+        width=width,
+        height=height,
+        bits=kept.pixels.dtype.itemsize * 8,
+        channels=1 if kept.pixels.ndim == 2 else 3,
+        modality=acquired.modality,
+        body_part=acquired.body_part,
+        laterality=acquired.laterality,
+        view_position=acquired.view_position,
+        plane=placed.plane,
+        image_type=acquired.image_type,
+        contrast=acquired.contrast,
+        collection=provenance.collection,
+        source=provenance.source,
+        license=provenance.license,
+        doi=provenance.doi,
+        source_version=provenance.source_version,
+        source_id=opened.planned.ref.source_id,
+        patient=identity.patient,
+        study=identity.study,
+        series=identity.series,
+        instance=identity.instance,
+        frame=frame,
+        slice_position=placed.slice_position,
+        slice_count=0,
+        orig_rows=opened.size.rows,
+        orig_columns=opened.size.columns,
+        pixel_spacing_row=_scaled(placed.spacing_row, scale_row),
+        pixel_spacing_column=_scaled(placed.spacing_column, scale_column),
+        slice_thickness=placed.slice_thickness,
+        transfer_syntax=str(syntax) if syntax is not None else None,
+        photometric=acquired.photometric,
+        manufacturer=acquired.manufacturer,
+        model_name=acquired.model_name,
+        kvp=acquired.kvp,
+        exposure=acquired.exposure,
+        kernel=acquired.kernel,
+        field_strength=acquired.field_strength,
+        sequence=acquired.sequence,
+        sex=acquired.sex,
+        age_years=acquired.age_years,
+        intensity_unit=kept.unit,
+        store_slope=kept.slope,
+        store_intercept=kept.intercept,
+        p01=quality.p01 * kept.slope + kept.intercept,
+        p50=quality.p50 * kept.slope + kept.intercept,
+        p99=quality.p99 * kept.slope + kept.intercept,
+        foreground_fraction=quality.foreground_fraction,
+        sharpness=quality.sharpness,
+        burned_in_text=opened.burned_in_text,
+        split=assign_split(identity.patient, recipe.splits, keyer),
+        deid_policy=policy_name(recipe.deid.policy),
+    )
+
+
+def _scaled(spacing: float | None, scale: float) -> float | None:
+    return None if spacing is None else round(spacing * scale, 6)
+
+
+def assign_split(patient: str, splits: SplitSettings, keyer: Keyer) -> str:
+    """The split of a patient, drawn by a keyed hash: the same on every machine, whoever else is in the data set."""
+    draw = keyer.fraction("split", patient)
+    if draw < splits.test:
+        return "test"
+    return "val" if draw < splits.test + splits.val else "train"
+
+
+def _reject_object(
+    planned: Scanned, reason: Reject, provenance: Provenance, account: Account, *, frames: int = 1, modality: str | None = None
+) -> None:
+    account.planned += frames
+    account.rejects.append(_reject_row(planned, reason, provenance, None, frames, modality))
+
+
+def _reject_row(
+    planned: Scanned, reason: Reject, provenance: Provenance, frame: int | None, frames: int, modality: str | None
+) -> RejectRow:
+    return RejectRow(
+        collection=provenance.collection,
+        source=provenance.source,
+        source_id=planned.ref.source_id,
+        series=planned.series,
+        frame=frame,
+        frames=frames,
+        modality=modality if modality in MODALITIES else None,
+        stage=reason.stage,
+        code=reason.code,
+        message=reason.message,
+    )
+
+
+def internal_error(stage: str, error: Exception) -> Reject:
+    """The reason for what should not happen: kind and place of the exception, never its text, which may quote a header."""
+    frames = traceback.extract_tb(error.__traceback__)
+    place = f"{frames[-1].name}:{frames[-1].lineno}" if frames else "unknown"
+    return Reject(stage, "internal_error", f"{type(error).__name__} in {place}")

@@ -1,0 +1,54 @@
+"""Colour, and grey images of 8 bits: ultrasound, secondary captures, photographs."""
+
+from __future__ import annotations
+
+from typing import cast
+
+import cv2
+import numpy as np
+from pydicom.pixels.processing import apply_color_lut
+
+from lumid.catalog.codecs import Pixels
+from lumid.pipeline.decode import FrameHeader, Stored
+from lumid.pipeline.normalize.intensity import Intensities
+from lumid.pipeline.normalize.projection import is_inverted
+
+
+def is_colour(stored: Stored, header: FrameHeader) -> bool:
+    """Whether a frame has three samples a pixel, or a palette that gives it three."""
+    return stored.ndim == 3 or header.term("PhotometricInterpretation") == "PALETTE COLOR"
+
+
+def normalize_colour(stored: Stored, header: FrameHeader, *, grey: bool) -> Intensities:
+    """A colour frame as 8-bit RGB; as grey where all its pixels are, or where ``grey`` asks for it.
+
+    ``stored``: RGB ``[rows, columns, 3]`` of any integer depth, or palette indices ``[rows, columns]``.
+    """
+    if stored.ndim == 2:
+        stored = apply_color_lut(stored, header.dataset)[..., :3]
+        depth = stored.dtype.itemsize * 8
+    else:
+        depth = int(header.number("BitsStored") or stored.dtype.itemsize * 8)
+    rgb = _to_8_bits(stored, depth)
+    same = bool((rgb[..., 0] == rgb[..., 1]).all() and (rgb[..., 1] == rgb[..., 2]).all())
+    if same:
+        return _display(rgb[..., 0])
+    return _display(cast(Pixels, cv2.cvtColor(rgb, cv2.COLOR_RGB2GRAY)) if grey else rgb)
+
+
+def normalize_grey_8(stored: Stored, header: FrameHeader) -> Intensities:
+    """A grey frame of at most 8 bits, as displayed: ``uint8 [rows, columns]``."""
+    pixels = _to_8_bits(stored, int(header.number("BitsStored") or 8))
+    return _display(255 - pixels if is_inverted(header) else pixels)
+
+
+def _to_8_bits(stored: Stored, depth: int) -> Pixels:
+    if depth > 8:
+        return np.right_shift(stored, depth - 8).astype(np.uint8)
+    if depth < 8:
+        return (stored.astype(np.uint16) * 255 // ((1 << depth) - 1)).astype(np.uint8)
+    return stored.astype(np.uint8)
+
+
+def _display(pixels: Pixels) -> Intensities:
+    return Intensities(np.ascontiguousarray(pixels), 1 / 255, 0.0, "display")

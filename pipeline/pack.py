@@ -1,0 +1,293 @@
+"""Parts → shards: every part is sorted by key, so a shard is a merge of one short range of each.
+
+A part is three files under ``parts/``: ``<batch>.tar`` (samples as they will stand in the shards, sorted by key),
+``<batch>.rejects.parquet``, and ``<batch>.parquet`` (rows, with the batch's account in its metadata). The last one
+appears last, by one rename: where it is, the part is whole.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from lumid.catalog.layout import Shard, atomic_file, write_table
+from lumid.catalog.schema import CATALOG, REJECTS, RejectRow, to_table
+from lumid.catalog.shards import END_OF_TAR, image_offset, read_range, sample_members
+from lumid.pipeline.ingest import BatchResult
+from lumid.pipeline.reject import Reject
+
+ACCOUNT = b"lumid.account"
+CATALOG_SORT = [("collection", "ascending"), ("patient", "ascending"), ("study", "ascending"), ("series", "ascending"),
+                ("slice_position", "ascending"), ("key", "ascending")]  # fmt: skip
+CATALOG_CHUNK_ROWS = 500_000
+
+
+@dataclass(frozen=True, slots=True)
+class PartAccount:
+    """What a part says of itself: enough to count a whole build without opening the parts' rows."""
+
+    objects: int
+    planned: int
+    kept: int
+    rejected: int
+    source_bytes: int
+    sample_bytes: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class PartFiles:
+    """Where the three files of a part are."""
+
+    folder: Path
+    batch: str
+
+    @property
+    def rows(self) -> Path:
+        """The rows; its presence means that the part is whole."""
+        return self.folder / f"{self.batch}.parquet"
+
+    @property
+    def samples(self) -> Path:
+        """The samples, a tar."""
+        return self.folder / f"{self.batch}.tar"
+
+    @property
+    def rejects(self) -> Path:
+        """The rejects."""
+        return self.folder / f"{self.batch}.rejects.parquet"
+
+
+def write_part(files: PartFiles, result: BatchResult, seconds: float) -> PartAccount:
+    """Write a batch's result; the rows last."""
+    rows = []
+    position = 0
+    with atomic_file(files.samples) as file:
+        for sample in result.samples:
+            members = sample_members(sample.row, sample.image)
+            rows.append((sample.row, image_offset(position)))
+            file.write(members)
+            position += len(members)
+        file.write(END_OF_TAR)
+    write_table(files.rejects, to_table(result.rejects, REJECTS))
+    table = to_table([row for row, _ in rows], CATALOG)
+    table = table.set_column(table.schema.get_field_index("offset"), CATALOG.field("offset"), pa.array([offset for _, offset in rows], pa.int64()))
+    account = PartAccount(
+        objects=result.objects,
+        planned=result.planned,
+        kept=len(rows),
+        rejected=sum(row.frames for row in result.rejects),
+        source_bytes=result.source_bytes,
+        sample_bytes=position,
+        seconds=round(seconds, 3),
+    )
+    write_table(files.rows, table.replace_schema_metadata({ACCOUNT: json.dumps(asdict(account))}))
+    return account
+
+
+def read_account(files: PartFiles) -> PartAccount:
+    """The account of a finished part."""
+    metadata = pq.read_schema(files.rows).metadata
+    return PartAccount(**json.loads(metadata[ACCOUNT]))
+
+
+@dataclass(frozen=True, slots=True)
+class Index:
+    """Every sample of all parts, in the order of keys: arrays of equal length."""
+
+    keys: npt.NDArray[np.bytes_]
+    part: npt.NDArray[np.int32]
+    row: npt.NDArray[np.int32]
+    start: npt.NDArray[np.int64]
+    size: npt.NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def take(self, which: npt.NDArray[np.intp] | slice) -> Index:
+        """The samples at these places."""
+        return Index(self.keys[which], self.part[which], self.row[which], self.start[which], self.size[which])
+
+
+@dataclass(frozen=True, slots=True)
+class ShardPlan:
+    """One shard to be: its name, its samples in order, and where each will begin in it."""
+
+    name: str
+    samples: Index
+    starts: npt.NDArray[np.int64]
+
+
+def build_index(parts: Sequence[PartFiles]) -> tuple[Index, list[RejectRow]]:
+    """All samples by key. Two with one key are one instance that two sources have: the first source's stays.
+
+    Parts must come in a fixed order, sources first to last.
+    """
+    pieces = []
+    for number, files in enumerate(parts):
+        table = pq.read_table(files.rows, columns=["key", "offset"])
+        begin = table["offset"].to_numpy() - image_offset(0)
+        end = np.append(begin[1:], read_account(files).sample_bytes)[: len(begin)]
+        keys = np.array(table["key"].to_pylist(), dtype="S24")
+        count = len(keys)
+        pieces.append(Index(keys, np.full(count, number, np.int32), np.arange(count, dtype=np.int32), begin, end - begin))
+    if not pieces:
+        empty = np.array([], np.int64)
+        return Index(np.array([], "S24"), empty.astype(np.int32), empty.astype(np.int32), empty, empty), []
+    index = Index(
+        np.concatenate([piece.keys for piece in pieces]),
+        np.concatenate([piece.part for piece in pieces]),
+        np.concatenate([piece.row for piece in pieces]),
+        np.concatenate([piece.start for piece in pieces]),
+        np.concatenate([piece.size for piece in pieces]),
+    )
+    index = index.take(np.argsort(index.keys, kind="stable"))
+    again = np.zeros(len(index), bool)
+    again[1:] = index.keys[1:] == index.keys[:-1]
+    return index.take(np.flatnonzero(~again)), _duplicates(index.take(np.flatnonzero(again)), parts)
+
+
+def _duplicates(again: Index, parts: Sequence[PartFiles]) -> list[RejectRow]:
+    reason = Reject("select", "duplicate_instance", "in another source")
+    rejects = []
+    for part in np.unique(again.part):
+        table = pq.read_table(parts[part].rows, columns=["collection", "source", "source_id", "series", "frame", "modality"])
+        for row in table.take(pa.array(np.sort(again.row[again.part == part]))).to_pylist():
+            rejects.append(RejectRow(**row, frames=1, stage=reason.stage, code=reason.code, message=reason.message))
+    return rejects
+
+
+def plan_shards(index: Index, size_mb: float) -> list[ShardPlan]:
+    """The shards: equal numbers of samples, so many shards that they are about ``size_mb`` each."""
+    if len(index) == 0:
+        return []
+    count = min(max(1, round(int(index.size.sum()) / (size_mb * 1e6))), len(index))
+    plans = []
+    for number in range(count):
+        samples = index.take(slice(number * len(index) // count, (number + 1) * len(index) // count))
+        starts = np.concatenate([[0], np.cumsum(samples.size)[:-1]]).astype(np.int64)
+        plans.append(ShardPlan(f"lumid-{number:06d}.tar", samples, starts))
+    return plans
+
+
+def pack_shard(plan: ShardPlan, parts: Sequence[PartFiles], folder: Path) -> Shard:
+    """Write one shard: the samples' bytes, copied from the parts in the order of keys.
+
+    Beside it goes ``<name>.json`` with its size and hash; where that is, the shard is whole and not written again.
+    """
+    receipt = folder / f"{plan.name}.json"
+    if receipt.is_file():
+        return Shard(**json.loads(receipt.read_text("utf-8")))
+    digest = hashlib.sha256()
+    total = 0
+    with atomic_file(folder / plan.name) as file:
+        for chunk in _merged(plan, parts):
+            file.write(chunk)
+            digest.update(chunk)
+            total += len(chunk)
+    keys = plan.samples.keys
+    shard = Shard(plan.name, len(keys), total, digest.hexdigest(), keys[0].decode(), keys[-1].decode())
+    with atomic_file(receipt) as file:
+        file.write(json.dumps(asdict(shard)).encode())
+    return shard
+
+
+def _merged(plan: ShardPlan, parts: Sequence[PartFiles]) -> Iterable[bytes]:
+    samples = plan.samples
+    ranges: dict[int, tuple[int, bytes]] = {}
+    for part in np.unique(samples.part):
+        mine = samples.part == part
+        start = int(samples.start[mine].min())
+        stop = int((samples.start[mine] + samples.size[mine]).max())
+        with parts[part].samples.open("rb") as file:
+            ranges[int(part)] = (start, read_range(file, start, stop - start))
+    for part, start, size in zip(samples.part.tolist(), samples.start.tolist(), samples.size.tolist(), strict=True):
+        base, data = ranges[part]
+        yield data[start - base : start - base + size]
+    yield END_OF_TAR
+
+
+@dataclass(frozen=True, slots=True)
+class CatalogChunk:
+    """The catalog's rows of some consecutive shards."""
+
+    number: int
+    shards: tuple[ShardPlan, ...]
+
+
+def plan_catalog(shards: Sequence[ShardPlan]) -> list[CatalogChunk]:
+    """Consecutive shards, as many to a chunk as hold half a million rows."""
+    chunks: list[CatalogChunk] = []
+    group: list[ShardPlan] = []
+    rows = 0
+    for shard in shards:
+        if group and rows + len(shard.samples) > CATALOG_CHUNK_ROWS:
+            chunks.append(CatalogChunk(len(chunks), tuple(group)))
+            group, rows = [], 0
+        group.append(shard)
+        rows += len(shard.samples)
+    return [*chunks, CatalogChunk(len(chunks), tuple(group))] if group else chunks
+
+
+@dataclass(frozen=True, slots=True)
+class CatalogFile:
+    """A finished chunk: a hash of its rows, and how many of each modality."""
+
+    sha256: str
+    modalities: tuple[tuple[str, int], ...]
+
+
+def write_catalog_chunk(chunk: CatalogChunk, parts: Sequence[PartFiles], folder: Path) -> CatalogFile:
+    """Write a chunk's rows as one Parquet file a modality, sorted so that queries can skip most of them."""
+    table = _chunk_rows(chunk, parts)
+    digest = hashlib.sha256()
+    counts = []
+    for modality in sorted(pc.unique(table["modality"]).to_pylist()):
+        rows = table.filter(pc.equal(table["modality"], modality)).sort_by(CATALOG_SORT).combine_chunks()
+        counts.append((modality, rows.num_rows))
+        _hash_rows(rows, digest)
+        write_table(folder / f"modality={modality}" / f"part-{chunk.number:05d}.parquet", rows.drop_columns(["modality"]))
+    return CatalogFile(digest.hexdigest(), tuple(counts))
+
+
+def _hash_rows(rows: pa.Table, digest: hashlib._Hash) -> None:
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, rows.schema) as stream:
+        stream.write_table(rows)
+    digest.update(sink.getvalue())
+
+
+def _chunk_rows(chunk: CatalogChunk, parts: Sequence[PartFiles]) -> pa.Table:
+    """The chunk's rows out of all parts, with shard and offset as they will be."""
+    samples = [plan.samples for plan in chunk.shards]
+    part = np.concatenate([item.part for item in samples])
+    row = np.concatenate([item.row for item in samples])
+    starts = np.concatenate([plan.starts for plan in chunk.shards])
+    names = pa.array(np.repeat([plan.name for plan in chunk.shards], [len(plan.samples) for plan in chunk.shards]), pa.string())
+    order = np.lexsort((row, part))
+    tables = [
+        pq.read_table(parts[number].rows).take(pa.array(row[order][part[order] == number])) for number in np.unique(part)
+    ]
+    table = pa.concat_tables([one.replace_schema_metadata(None) for one in tables])
+    values = {"shard": names.take(pa.array(order)), "offset": pa.array(image_offset(0) + starts[order], pa.int64())}
+    for name, column in values.items():
+        table = table.set_column(table.schema.get_field_index(name), CATALOG.field(name), column)
+    return table.cast(CATALOG)
+
+
+def write_rejects(path: Path, parts: Sequence[PartFiles], more: list[RejectRow]) -> pa.Table:
+    """All rejects of a build in one table, sorted; written and returned."""
+    tables = [pq.read_table(files.rejects) for files in parts] + [to_table(more, REJECTS)]
+    table = pa.concat_tables(tables).sort_by([("collection", "ascending"), ("source_id", "ascending"), ("frame", "ascending")])
+    write_table(path, table)
+    return table
+
