@@ -19,8 +19,9 @@ from lumid.pipeline.decode import FrameHeader, ImageSize, Limits, Stored, decode
 from lumid.pipeline.deidentify import Acquisition, Identity, acquisition, identify, policy_name, text_risk
 from lumid.pipeline.encode import Encoded, encode_image, resize
 from lumid.pipeline.geometry import Geometry, geometry
-from lumid.pipeline.normalize import Histogram, Intensities, Range, normalize, series_histogram
-from lumid.pipeline.normalize.intensity import robust_range
+from lumid.pipeline.normalize import normalize, uses_series_range
+from lumid.pipeline.normalize.intensity import Histogram, Intensities, Range, robust_range
+from lumid.pipeline.normalize.mr import frame_histogram
 from lumid.pipeline.plan import Batch, Scanned, Series
 from lumid.pipeline.quality import Quality, measure
 from lumid.pipeline.recipe import Recipe, SplitSettings
@@ -114,14 +115,15 @@ def _ingest_series(series: Series, source: Source, recipe: Recipe, keyer: Keyer,
         if isinstance(opened, Reject):
             _reject_object(planned, opened, source.provenance, account)
             continue
+        if not uses_series_range(FrameHeader(opened.dataset, 0), opened.acquired.modality):
+            if _finish_object(opened, None, source.provenance, recipe, keyer, account):
+                seen.add(opened.identity.instance_uid)
+            continue
         found = _object_histograms(opened)
         if isinstance(found, Reject):
-            _reject_object(planned, found, source.provenance, account, frames=opened.size.frames, modality=opened.acquired.modality)
+            _reject_object(planned, found, source.provenance, account, opened=opened)
             continue
         seen.add(opened.identity.instance_uid)
-        if not found:
-            _finish_object(opened, None, source.provenance, recipe, keyer, account)
-            continue
         histograms.setdefault(opened.acquired.modality, []).extend(found)
         waiting.append(planned)
         if cached_bytes + planned.ref.size_bytes <= CACHE_BYTES:
@@ -179,21 +181,13 @@ def open_object(planned: Scanned, source: Source, recipe: Recipe, keyer: Keyer) 
 
 
 def _object_histograms(opened: Opened) -> list[Histogram] | Reject:
-    """What an object adds to its series' range: nothing for the kinds with an absolute scale.
-
-    An object whose first frame cannot be decoded is rejected here, before it counts as seen, so that a readable
-    copy of the same instance can take its place.
-    """
-    modality = opened.acquired.modality
-    found = []
+    """What each frame adds to the series' range; the reason when not even the first frame can be decoded."""
+    found: list[Histogram] = []
     try:
         for frame, stored in enumerate(decode_frames(opened.dataset, opened.size)):
             if isinstance(stored, Reject):
                 return stored if frame == 0 else found
-            histogram = series_histogram(stored, FrameHeader(opened.dataset, frame), modality)
-            if histogram is None:
-                return []
-            found.append(histogram)
+            found.append(frame_histogram(stored, FrameHeader(opened.dataset, frame)))
     except Exception as error:
         return internal_error("normalize", error)
     return found
@@ -201,19 +195,26 @@ def _object_histograms(opened: Opened) -> list[Histogram] | Reject:
 
 def _finish_object(
     opened: Opened, span: Range | None, provenance: Provenance, recipe: Recipe, keyer: Keyer, account: Account
-) -> None:
-    """Every frame of an object becomes a sample or a reject."""
-    account.planned += opened.size.frames
+) -> bool:
+    """Every frame of an object becomes a sample or a reject; an object that cannot be decoded at all, one reject.
+
+    Returns whether anything could be decoded: if not, another copy of the same instance may take its place.
+    """
     done = 0
     for frame, outcome in enumerate(_frame_outcomes(opened, span, provenance, recipe, keyer)):
+        if frame == 0 and isinstance(outcome, Reject) and outcome.stage == "decode":
+            _reject_object(opened.planned, outcome, provenance, account, opened=opened)
+            return False
         done += 1
         if isinstance(outcome, Sample):
             account.samples.append(outcome)
         else:
             account.rejects.append(_reject_row(opened.planned, outcome, provenance, frame, 1, opened.acquired.modality))
+    account.planned += opened.size.frames
     if left := opened.size.frames - done:
         last = Reject("decode", "decode_failed", "frames after the one that failed")
         account.rejects.append(_reject_row(opened.planned, last, provenance, None, left, opened.acquired.modality))
+    return True
 
 
 def _frame_outcomes(
@@ -329,8 +330,10 @@ def assign_split(patient: str, splits: SplitSettings, keyer: Keyer) -> str:
 
 
 def _reject_object(
-    planned: Scanned, reason: Reject, provenance: Provenance, account: Account, *, frames: int = 1, modality: str | None = None
+    planned: Scanned, reason: Reject, provenance: Provenance, account: Account, *, opened: Opened | None = None
 ) -> None:
+    """An object as a whole: all its frames where it was opened, one where it is not known how many it holds."""
+    frames, modality = (opened.size.frames, opened.acquired.modality) if opened else (1, None)
     account.planned += frames
     account.rejects.append(_reject_row(planned, reason, provenance, None, frames, modality))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import tomllib
 from importlib import resources
 from pathlib import Path
@@ -197,6 +198,15 @@ def _allowed_keys(location: tuple[int | str, ...]) -> list[str]:
             field = section.model_fields[part].annotation
             section = SourceSettings if part == "sources" else field  # type: ignore[assignment]
     return list(section.model_fields)
+
+
+def make_recipe(folder: Path, *, collection: str, license: str | None = None, doi: str | None = None) -> Recipe:
+    """The recipe of ``lumid build --source FOLDER``: everything by default. Raises :class:`RecipeError`."""
+    values: dict[str, Any] = {"kind": "folder", "path": str(folder.expanduser().resolve()), "collection": collection, "license": license, "doi": doi}
+    try:
+        return Recipe(name=re.sub(r"[^a-z0-9_-]", "-", collection), sources=(SourceSettings(**values),))
+    except ValidationError as error:
+        raise RecipeError("; ".join(_explain(detail) for detail in error.errors())) from None
 
 
 def make_keyer(settings: DeidSettings) -> Keyer:

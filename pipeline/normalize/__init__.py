@@ -5,8 +5,8 @@ from __future__ import annotations
 from lumid.pipeline.decode import FrameHeader, Stored
 from lumid.pipeline.normalize.colour import is_colour, normalize_colour, normalize_grey_8
 from lumid.pipeline.normalize.ct import has_hounsfield_units, normalize_ct
-from lumid.pipeline.normalize.intensity import Histogram, Intensities, Range
-from lumid.pipeline.normalize.mr import frame_histogram, normalize_relative
+from lumid.pipeline.normalize.intensity import Intensities, Range
+from lumid.pipeline.normalize.mr import normalize_relative
 from lumid.pipeline.normalize.pet import normalize_suv, suv_factor
 from lumid.pipeline.normalize.projection import normalize_projection
 from lumid.pipeline.reject import Reject
@@ -14,27 +14,25 @@ from lumid.pipeline.reject import Reject
 PROFILE_BITS = {"lumid": 16, "paper": 8}
 
 
-def series_histogram(stored: Stored, header: FrameHeader, modality: str) -> Histogram | None:
-    """What a frame adds to its series' range, for the kinds of images whose scale is the whole series'; else None."""
-    if is_colour(stored, header):
-        return None
-    if modality in ("MR", "NM"):
-        return frame_histogram(stored, header)
-    if modality == "CT" and not has_hounsfield_units(header):
-        return frame_histogram(stored, header)
-    if modality == "PT" and suv_factor(header) is None:
-        return frame_histogram(stored, header)
-    return None
+def uses_series_range(header: FrameHeader, modality: str) -> bool:
+    """Whether an image's scale is that of its whole series: MR and NM, CT without HU, PET without SUV."""
+    if is_colour(header):
+        return False
+    if modality == "CT":
+        return not has_hounsfield_units(header)
+    if modality == "PT":
+        return suv_factor(header) is None
+    return modality in ("MR", "NM")
 
 
 def normalize(stored: Stored, header: FrameHeader, modality: str, series_range: Range | None, profile: str) -> Intensities | Reject:
     """A decoded frame as it is stored under a profile (``lumid``: 16 bits, ``paper``: 8).
 
     ``stored``: ``[rows, columns]`` or RGB ``[rows, columns, 3]``; ``series_range``: of the whole series, where
-    :func:`series_histogram` gave something. Reasons: ``constant``, ``missing_tag``.
+    :func:`uses_series_range` says so. Reasons: ``constant``, ``missing_tag``.
     """
     bits = PROFILE_BITS[profile]
-    if is_colour(stored, header):
+    if is_colour(header):
         try:
             return normalize_colour(stored, header, grey=profile == "paper")
         except (AttributeError, ValueError, TypeError, IndexError):

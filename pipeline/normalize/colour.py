@@ -6,17 +6,17 @@ from typing import cast
 
 import cv2
 import numpy as np
+import numpy.typing as npt
 from pydicom.pixels.processing import apply_color_lut
 
-from lumid.catalog.codecs import Pixels
 from lumid.pipeline.decode import FrameHeader, Stored
 from lumid.pipeline.normalize.intensity import Intensities
 from lumid.pipeline.normalize.projection import is_inverted
 
 
-def is_colour(stored: Stored, header: FrameHeader) -> bool:
+def is_colour(header: FrameHeader) -> bool:
     """Whether a frame has three samples a pixel, or a palette that gives it three."""
-    return stored.ndim == 3 or header.term("PhotometricInterpretation") == "PALETTE COLOR"
+    return header.number("SamplesPerPixel") == 3 or header.term("PhotometricInterpretation") == "PALETTE COLOR"
 
 
 def normalize_colour(stored: Stored, header: FrameHeader, *, grey: bool) -> Intensities:
@@ -33,22 +33,23 @@ def normalize_colour(stored: Stored, header: FrameHeader, *, grey: bool) -> Inte
     same = bool((rgb[..., 0] == rgb[..., 1]).all() and (rgb[..., 1] == rgb[..., 2]).all())
     if same:
         return _display(rgb[..., 0])
-    return _display(cast(Pixels, cv2.cvtColor(rgb, cv2.COLOR_RGB2GRAY)) if grey else rgb)
+    return _display(cast(npt.NDArray[np.uint8], cv2.cvtColor(rgb, cv2.COLOR_RGB2GRAY)) if grey else rgb)
 
 
 def normalize_grey_8(stored: Stored, header: FrameHeader) -> Intensities:
     """A grey frame of at most 8 bits, as displayed: ``uint8 [rows, columns]``."""
     pixels = _to_8_bits(stored, int(header.number("BitsStored") or 8))
-    return _display(255 - pixels if is_inverted(header) else pixels)
+    return _display(np.bitwise_not(pixels) if is_inverted(header) else pixels)
 
 
-def _to_8_bits(stored: Stored, depth: int) -> Pixels:
+def _to_8_bits(stored: Stored, depth: int) -> npt.NDArray[np.uint8]:
     if depth > 8:
-        return np.right_shift(stored, depth - 8).astype(np.uint8)
-    if depth < 8:
-        return (stored.astype(np.uint16) * 255 // ((1 << depth) - 1)).astype(np.uint8)
-    return stored.astype(np.uint8)
+        stored = np.right_shift(stored, depth - 8)
+    elif depth < 8:
+        stored = stored.astype(np.uint16) * 255 // ((1 << depth) - 1)
+    pixels: npt.NDArray[np.uint8] = stored.astype(np.uint8)
+    return pixels
 
 
-def _display(pixels: Pixels) -> Intensities:
+def _display(pixels: npt.NDArray[np.uint8]) -> Intensities:
     return Intensities(np.ascontiguousarray(pixels), 1 / 255, 0.0, "display")

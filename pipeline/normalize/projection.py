@@ -64,7 +64,9 @@ def window(values: Values, center: float, width: float, function: str = "LINEAR"
     None for a width that the function does not allow.
     """
     if function == "SIGMOID" and width > 0:
-        return (1 / (1 + np.exp(np.clip(-4 * (values - np.float32(center)) / np.float32(width), -80, 80)))).astype(np.float32)
+        exponent: Values = np.clip(np.float32(-4) * (values - np.float32(center)) / np.float32(width), -80, 80)
+        shown: Values = (1 / (1 + np.exp(exponent))).astype(np.float32)
+        return shown
     if function == "LINEAR_EXACT" and width > 0:
         return _clip(values, center, width)
     if function == "LINEAR" and width >= 1:

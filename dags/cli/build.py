@@ -1,0 +1,117 @@
+"""``lumid build`` and ``lumid status``: make a data set, and see how far it is."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+from lumid.catalog.errors import EXIT_DONE, EXIT_REJECTS, UsageError
+from lumid.dags.cli import app
+
+if TYPE_CHECKING:
+    from lumid.catalog.layout import Manifest
+    from lumid.pipeline.recipe import Recipe
+
+
+@app.command()
+def build(
+    recipe: Annotated[str | None, typer.Argument(metavar="[RECIPE]", help="A shipped recipe's name (demo, lumid, paper) or a TOML file.")] = None,
+    source: Annotated[Path | None, typer.Option(help="A folder of DICOM files, instead of a recipe.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the data set; by default ./NAME of the recipe.")] = None,
+    collection: Annotated[str, typer.Option(help="With --source: the collection's name in the catalog.")] = "local",
+    license: Annotated[str | None, typer.Option(help="With --source: the licence to put into every row.")] = None,
+    doi: Annotated[str | None, typer.Option(help="With --source: the collection's DOI.")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Worker processes on this machine; by default one a core.")] = None,
+    scheduler: Annotated[str | None, typer.Option(help="Address of a running Dask scheduler, e.g. tcp://host:8786.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+) -> None:
+    """Build a data set; run it again to go on with one that was interrupted.
+
+    Examples:
+
+        lumid build demo --out demo-data
+
+        lumid build my-recipe.toml --out /data/mine
+
+        lumid build --source ~/dicom --out /data/mine --collection my-study --license "CC BY 4.0"
+
+        lumid build lumid.toml --scheduler tcp://10.0.0.1:8786
+    """
+    from lumid.dags.build import build as run
+    from lumid.dags.cluster import ClusterSettings
+    from lumid.dags.progress import BuildProgress
+
+    chosen = _recipe(recipe, source, collection, license, doi)
+    target = out or Path(chosen.name)
+    console = Console(stderr=True, highlight=False)
+    result = run(chosen, target, ClusterSettings(scheduler, workers), BuildProgress(console))
+    manifest = result.manifest
+    if as_json:
+        typer.echo(json.dumps({"out": str(target), "already_finished": result.already_finished} | asdict(manifest)))
+    else:
+        _print_summary(manifest, target, already=result.already_finished)
+    limit = chosen.limits.max_reject_fraction
+    if result.too_many_rejects(limit):
+        typer.echo(f"more than {limit:.0%} of the frames were rejected; see: lumid rejects {target}", err=True)
+        raise typer.Exit(EXIT_REJECTS)
+    raise typer.Exit(EXIT_DONE)
+
+
+def _recipe(name: str | None, source: Path | None, collection: str, license: str | None, doi: str | None) -> Recipe:
+    from lumid.pipeline.recipe import load_recipe, make_recipe
+
+    if (name is None) == (source is None):
+        raise UsageError("give a RECIPE or --source FOLDER (one of them); `lumid build --help` has examples")
+    if name is not None:
+        return load_recipe(name)
+    assert source is not None
+    return make_recipe(source, collection=collection, license=license, doi=doi)
+
+
+def _print_summary(manifest: Manifest, out: Path, *, already: bool) -> None:
+    console = Console(highlight=False, soft_wrap=True)
+    counts = manifest.counts
+    console.print(f"[bold]{out}[/] {'is finished already' if already else 'is finished'}")
+    by_modality = ", ".join(f"{name} {count:,}" for name, count in manifest.modalities.items()) or "none"
+    console.print(f"  planned {counts.planned:,} = kept {counts.kept:,} + rejected {counts.rejected:,}   (frames of {counts.objects:,} objects)")
+    console.print(f"  kept      {by_modality}")
+    if manifest.rejects:
+        console.print(f"  rejected  {', '.join(f'{code} {count:,}' for code, count in sorted(manifest.rejects.items(), key=lambda item: -item[1]))}")
+    megabytes = sum(shard.bytes for shard in manifest.shards) / 1e6
+    console.print(f"  shards    {len(manifest.shards):,} files, {megabytes:,.1f} MB")
+    if not already:
+        facts = manifest.build
+        console.print(f"  took      {facts['seconds']:,.1f} s: {facts['slices_per_second']:,} slices/s, {facts['mb_per_second']:,} MB/s with {facts['workers']} workers")
+    console.print(f"  report    {out / 'report.html'}")
+
+
+@app.command()
+def status(
+    dataset: Annotated[Path, typer.Argument(help="Folder of a data set or of a build under way.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
+) -> None:
+    """Say how far a build is: running, stopped or finished.
+
+    Example:
+
+        lumid status /data/mine
+    """
+    from lumid.dags.status import status as look
+
+    found = look(dataset)
+    if as_json:
+        typer.echo(json.dumps(asdict(found)))
+        return
+    typer.echo(f"{dataset}: {found.state} ({found.name})")
+    if found.state != "finished":
+        typer.echo(f"  phase {found.phase}: {found.batches_done:,} of {found.batches:,} batches, {found.objects_done:,} of {found.objects:,} objects")
+    typer.echo(f"  frames so far: planned {found.planned:,} = kept {found.kept:,} + rejected {found.rejected:,}")
+    if found.seconds_left is not None and found.state == "running":
+        typer.echo(f"  about {found.seconds_left:,.0f} s left")
+    if found.state == "stopped":
+        typer.echo("  run the same `lumid build` again to go on")

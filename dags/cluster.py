@@ -1,0 +1,97 @@
+"""The Dask cluster a build runs on: one sized to this machine, or one that is already there."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import dask
+from distributed import Client, LocalCluster
+from distributed.diagnostics.plugin import WorkerPlugin
+
+from lumid.catalog.errors import LumidError
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterSettings:
+    """Where to run: ``scheduler`` is the address of a running one, else ``workers`` processes on this machine."""
+
+    scheduler: str | None = None
+    workers: int | None = None
+
+
+def default_workers() -> int:
+    """One worker a core that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+class QuietWorker(WorkerPlugin):
+    """Prepares a worker: one thread a library, and nothing printed that could quote a header."""
+
+    name = "lumid-quiet-worker"
+
+    def __init__(self, own_process: bool) -> None:
+        self.own_process = own_process
+
+    def setup(self, worker: object) -> None:
+        """Run by Dask as the worker starts."""
+        import cv2
+
+        from lumid.pipeline.decode import quiet_libraries
+
+        cv2.setNumThreads(1)
+        quiet_libraries()
+        for name in ("distributed", "distributed.worker"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
+        if self.own_process:  # decoders in C print what they think of a file, and Dask what it thinks of a task
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+
+
+@contextmanager
+def open_cluster(settings: ClusterSettings) -> Iterator[Client]:
+    """A client of the cluster; a cluster that was started for it ends with it.
+
+    Nothing listens but on 127.0.0.1, unless a scheduler elsewhere is asked for. Raises :class:`LumidError` when the
+    scheduler does not answer.
+    """
+    config = {
+        "distributed.scheduler.allowed-failures": 2,
+        "distributed.worker.memory.spill": False,
+        "distributed.worker.memory.target": False,
+        "distributed.comm.timeouts.connect": "15s",
+        "distributed.admin.large-graph-warning-threshold": "1GB",
+    }
+    with dask.config.set(config):
+        if settings.scheduler:
+            try:
+                client = Client(settings.scheduler, timeout="15s", set_as_default=False)
+            except (OSError, ValueError, TimeoutError):
+                raise LumidError(f"--scheduler {settings.scheduler}: no Dask scheduler answers there") from None
+            with client:
+                client.register_plugin(QuietWorker(own_process=False))
+                yield client
+            return
+        # the workers are forked from a fresh interpreter: limits on threads must be in its environment
+        threads = {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
+        with (
+            dask.config.set({"distributed.nanny.pre-spawn-environ": threads}),
+            LocalCluster(
+                n_workers=settings.workers or default_workers(),
+                threads_per_worker=1,
+                processes=True,
+                host="127.0.0.1",
+                dashboard_address=None,
+                silence_logs=logging.CRITICAL,
+            ) as cluster,
+            Client(cluster, set_as_default=False) as client,
+        ):
+            client.register_plugin(QuietWorker(own_process=True))
+            yield client
+
+
+def slots(client: Client) -> int:
+    """How many tasks the cluster runs at once."""
+    return max(1, sum(client.nthreads().values()))
