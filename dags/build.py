@@ -8,16 +8,15 @@ import json
 import shutil
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from distributed import Client, as_completed
-from distributed.scheduler import KilledWorker
+from distributed import Client
 
 from lumid import __version__
 from lumid.catalog.cite import write_citations
@@ -27,8 +26,9 @@ from lumid.catalog.report import render_report
 from lumid.catalog.schema import FORMAT_VERSION
 from lumid.dags.cluster import ClusterSettings, open_cluster, slots
 from lumid.dags.progress import BuildProgress
+from lumid.dags.tasks import Failure, Task, guarded, run_tasks
 from lumid.dags.versions import PIXEL_LIBRARIES, versions
-from lumid.pipeline.ingest import ingest, internal_error
+from lumid.pipeline.ingest import ingest
 from lumid.pipeline.pack import (
     CatalogChunk,
     CatalogFile,
@@ -50,8 +50,6 @@ from lumid.pipeline.reject import Reject
 from lumid.pipeline.sources import ObjectRef, Source, open_source
 
 SCAN_CHUNK = 1000
-IN_FLIGHT_PER_SLOT = 2
-T = TypeVar("T")
 Listing = list[ObjectRef | tuple[ObjectRef, Reject]]
 
 
@@ -66,13 +64,6 @@ class BuildResult:
         """Whether more than ``limit`` of the planned frames were rejected."""
         counts = self.manifest.counts
         return counts.planned > 0 and counts.rejected / counts.planned > limit
-
-
-@dataclass(frozen=True, slots=True)
-class Failure:
-    """What went wrong in a task, in words that may be shown; exceptions of workers would carry local values."""
-
-    message: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +116,9 @@ def _finished(layout: Layout, recipe: Recipe) -> Manifest | None:
         return None
     manifest = read_manifest(layout.root)
     if manifest.recipe_hash != recipe.hash():
-        raise UsageError(f"{layout.root}: holds the finished data set '{manifest.name}' of another recipe; choose another --out")
+        raise UsageError(
+            f"{layout.root}: holds the finished data set '{manifest.name}' of another recipe; choose another --out"
+        )
     return manifest
 
 
@@ -185,7 +178,14 @@ def write_state(layout: Layout, **facts: Any) -> None:
 # ---- scan and plan
 
 
-def _plan(client: Client, recipe: Recipe, sources: list[Source], listings: list[Listing], layout: Layout, progress: BuildProgress) -> Plan:
+def _plan(
+    client: Client,
+    recipe: Recipe,
+    sources: list[Source],
+    listings: list[Listing],
+    layout: Layout,
+    progress: BuildProgress,
+) -> Plan:
     batches: list[Batch] = []
     locks = []
     progress.begin_scan(sum(len(listing) for listing in listings))
@@ -207,7 +207,9 @@ def _plan(client: Client, recipe: Recipe, sources: list[Source], listings: list[
     return Plan(batches, lock)
 
 
-def _scan(client: Client, recipe: Recipe, number: int, listing: Listing, layout: Layout, progress: BuildProgress) -> list[Scanned]:
+def _scan(
+    client: Client, recipe: Recipe, number: int, listing: Listing, layout: Layout, progress: BuildProgress
+) -> list[Scanned]:
     """Every object's series; what an earlier run has scanned and has not changed since is taken from it."""
     cache = layout.work / f"scan-{number}.parquet"
     known = _read_scan(cache)
@@ -246,7 +248,9 @@ def _read_scan(path: Path) -> dict[tuple[str, int, int], tuple[str, str, int]]:
     if not path.is_file():
         return {}
     rows = pq.read_table(path).to_pylist()
-    return {(row["source_id"], row["size"], row["changed"]): (row["series"], row["instance"], row["frames"]) for row in rows}
+    return {
+        (row["source_id"], row["size"], row["changed"]): (row["series"], row["instance"], row["frames"]) for row in rows
+    }
 
 
 def scan_task(recipe: Recipe, number: int, listing: Listing) -> list[Scanned] | Failure:
@@ -256,7 +260,7 @@ def scan_task(recipe: Recipe, number: int, listing: Listing) -> list[Scanned] | 
         keyer = make_keyer(recipe.deid)
         return scan(open_source(recipe.sources[number], keyer), listing, keyer, recipe.deid.policy)
 
-    return _guarded(work)
+    return guarded(work)
 
 
 # ---- parts
@@ -275,13 +279,17 @@ def _ingest(client: Client, recipe: Recipe, plan: Plan, layout: Layout, progress
     progress.begin_ingest(plan.batches, [accounts[batch.id] for batch in plan.batches if batch.id in accounts])
     tasks = [(batch.id, ingest_task, (recipe, batch, layout.parts)) for batch in missing]
     batch_of = {batch.id: batch for batch in missing}
-    for name, account in run_tasks(client, tasks, on_killed=lambda name: _isolate(client, recipe, batch_of[name], layout)):
+    for name, account in run_tasks(
+        client, tasks, on_killed=lambda name: _isolate(client, recipe, batch_of[name], layout)
+    ):
         accounts[name] = account
         progress.ingested(batch_of[name], account)
     return [accounts[batch.id] for batch in plan.batches]
 
 
-def ingest_task(recipe: Recipe, batch: Batch, parts: Path, poisoned: frozenset[str] = frozenset()) -> PartAccount | Failure:
+def ingest_task(
+    recipe: Recipe, batch: Batch, parts: Path, poisoned: frozenset[str] = frozenset()
+) -> PartAccount | Failure:
     """A batch, on a worker: ingested, and written as a part."""
 
     def work() -> PartAccount:
@@ -290,7 +298,7 @@ def ingest_task(recipe: Recipe, batch: Batch, parts: Path, poisoned: frozenset[s
         result = ingest(batch, open_source(recipe.sources[batch.source], keyer), recipe, keyer, poisoned)
         return write_part(PartFiles(parts, batch.id), result, time.monotonic() - started)
 
-    return _guarded(work, parts)
+    return guarded(work, parts)
 
 
 def try_task(recipe: Recipe, batch: Batch) -> int | Failure:
@@ -300,7 +308,7 @@ def try_task(recipe: Recipe, batch: Batch) -> int | Failure:
         keyer = make_keyer(recipe.deid)
         return ingest(batch, open_source(recipe.sources[batch.source], keyer), recipe, keyer).planned
 
-    return _guarded(work)
+    return guarded(work)
 
 
 def _isolate(client: Client, recipe: Recipe, batch: Batch, layout: Layout) -> PartAccount:
@@ -346,9 +354,7 @@ def _pack(
     chunks = plan_catalog(shard_plans)
     packed = layout.work / f"packed-{lock_hash(plan.lock)[:16]}"
     progress.begin_pack(len(shard_plans) + len(chunks))
-    tasks: list[tuple[str, Callable[..., Any], tuple[Any, ...]]] = [
-        (f"pack-{one.name}", pack_task, (one, parts, packed / "shards")) for one in shard_plans
-    ]
+    tasks: list[Task] = [(f"pack-{one.name}", pack_task, (one, parts, packed / "shards")) for one in shard_plans]
     tasks += [(f"catalog-{one.number}", catalog_task, (one, parts, packed / "catalog")) for one in chunks]
     shards: list[Shard] = []
     files: dict[str, CatalogFile] = {}
@@ -398,15 +404,17 @@ def _combined_hash(hashes: list[str]) -> str:
 
 def pack_task(plan: ShardPlan, parts: Sequence[PartFiles], folder: Path) -> Shard | Failure:
     """A shard, on a worker."""
-    return _guarded(lambda: pack_shard(plan, parts, folder), folder)
+    return guarded(lambda: pack_shard(plan, parts, folder), folder)
 
 
 def catalog_task(chunk: CatalogChunk, parts: Sequence[PartFiles], folder: Path) -> CatalogFile | Failure:
     """A chunk of the catalog, on a worker."""
-    return _guarded(lambda: write_catalog_chunk(chunk, parts, folder), folder)
+    return guarded(lambda: write_catalog_chunk(chunk, parts, folder), folder)
 
 
-def _with_build_facts(manifest: Manifest, listings: list[Listing], accounts: list[PartAccount], seconds: float, workers: int) -> Manifest:
+def _with_build_facts(
+    manifest: Manifest, listings: list[Listing], accounts: list[PartAccount], seconds: float, workers: int
+) -> Manifest:
     source_bytes = sum(account.source_bytes for account in accounts)
     facts = {
         "listing_hash": _listings_hash(listings),
@@ -439,67 +447,3 @@ def _commit(layout: Layout, manifest: Manifest, progress: BuildProgress) -> None
     write_text(layout.manifest, manifest.to_json())
     shutil.rmtree(layout.work, ignore_errors=True)
     progress.done()
-
-
-# ---- tasks
-
-
-def run_tasks(
-    client: Client,
-    tasks: Sequence[tuple[str, Callable[..., Any], tuple[Any, ...]]],
-    on_killed: Callable[[str], Any] | None = None,
-) -> Iterator[tuple[str, Any]]:
-    """Run tasks of (name, function, arguments) and yield (name, result) as they finish.
-
-    Only so many are handed out as keep every worker busy, so neither the scheduler nor memory grows with the plan. A
-    task that keeps killing its worker goes to ``on_killed``. Raises :class:`LumidError` for the first that fails.
-    """
-    queue = iter(tasks)
-    window = IN_FLIGHT_PER_SLOT * slots(client)
-    running = as_completed(with_results=False)
-    names: dict[str, str] = {}
-
-    def submit() -> bool:
-        task = next(queue, None)
-        if task is None:
-            return False
-        name, function, arguments = task
-        future = client.submit(function, *arguments, key=f"{name}-{time.monotonic_ns()}", pure=False)
-        names[future.key] = name
-        running.add(future)
-        return True
-
-    try:
-        for _ in range(window):
-            if not submit():
-                break
-        for future in running:
-            name = names.pop(future.key)
-            try:
-                result = future.result()
-            except KilledWorker:
-                if on_killed is None:
-                    raise LumidError("a task keeps killing its worker: is there enough memory for each? try fewer --workers") from None
-                result = on_killed(name)
-            future.release()
-            if isinstance(result, Failure):
-                raise LumidError(result.message)
-            submit()
-            yield name, result
-    finally:
-        for future in list(running.futures):
-            with suppress(Exception):
-                future.cancel()
-
-
-def _guarded(work: Callable[[], T], folder: Path | None = None) -> T | Failure:
-    """Run a task's work; whatever goes wrong becomes words that may be shown."""
-    try:
-        with storage_errors(folder or Path()):
-            return work()
-    except LumidError as error:
-        return Failure(str(error))
-    except OSError as error:
-        return Failure(f"the disk or the network failed: {type(error).__name__}, errno {error.errno}")
-    except Exception as error:
-        return Failure(f"lumid failed: {internal_error('task', error).detail}; please report this line")

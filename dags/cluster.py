@@ -75,7 +75,7 @@ def open_cluster(settings: ClusterSettings) -> Iterator[Client]:
                 yield client
             return
         # the workers are forked from a fresh interpreter: limits on threads must be in its environment
-        threads = {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
+        threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
         with (
             dask.config.set({"distributed.nanny.pre-spawn-environ": threads}),
             LocalCluster(
@@ -94,4 +94,5 @@ def open_cluster(settings: ClusterSettings) -> Iterator[Client]:
 
 def slots(client: Client) -> int:
     """How many tasks the cluster runs at once."""
-    return max(1, sum(client.nthreads().values()))
+    threads: int = sum(client.nthreads().values())
+    return max(1, threads)

@@ -38,7 +38,19 @@ def status(root: Path) -> Status:
     if layout.manifest.is_file() or not layout.state.is_file():
         manifest = read_manifest(root)
         counts = manifest.counts
-        return Status("finished", manifest.name, "done", 0, 0, counts.objects, counts.objects, counts.planned, counts.kept, counts.rejected, 0.0)
+        return Status(
+            "finished",
+            manifest.name,
+            "done",
+            0,
+            0,
+            counts.objects,
+            counts.objects,
+            counts.planned,
+            counts.kept,
+            counts.rejected,
+            0.0,
+        )
     state = json.loads(layout.state.read_text("utf-8"))
     accounts = _accounts(layout, state.get("batch_ids", []))
     running = _is_running(layout)
@@ -76,7 +88,11 @@ def _is_running(layout: Layout) -> bool:
 def _seconds_left(layout: Layout, batches: list[str], done: int) -> float | None:
     """From the rate of the last hour's parts: what an earlier, interrupted run did says nothing of this one."""
     now = time.time()
-    times = sorted(PartFiles(layout.parts, batch).rows.stat().st_mtime for batch in batches if PartFiles(layout.parts, batch).rows.is_file())
+    times = sorted(
+        PartFiles(layout.parts, batch).rows.stat().st_mtime
+        for batch in batches
+        if PartFiles(layout.parts, batch).rows.is_file()
+    )
     recent = [moment for moment in times if now - moment < 3600]
     if len(recent) < 2 or recent[-1] == recent[0]:
         return None

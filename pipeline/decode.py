@@ -23,12 +23,12 @@ from pydicom.encaps import parse_basic_offsets, parse_fragments
 from pydicom.errors import InvalidDicomError
 from pydicom.pixels.decoders.base import get_decoder
 from pydicom.uid import (
+    HTJ2K,
     JPEG2000,
     UID,
     DeflatedExplicitVRLittleEndian,
     ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
-    HTJ2K,
     HTJ2KLossless,
     HTJ2KLosslessRPCL,
     ImplicitVRLittleEndian,
@@ -62,6 +62,7 @@ PLUGINS: dict[UID, str] = {
 }
 """Which of pydicom's decoder plug-ins reads a compressed transfer syntax; the native ones need none."""
 
+UNDEFINED_LENGTH = 0xFFFFFFFF
 DICOMDIR_CLASS = "1.2.840.10008.1.3.10"
 PIXEL_ELEMENTS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
 Stored = npt.NDArray[Any]
@@ -144,9 +145,24 @@ def parse(data: bytes, *, header_only: bool = False) -> FileDataset | Reject:
         return Reject("read", "broken_header", type(error).__name__)
     if DICOMDIR_CLASS in (media, sop_class) or "DirectoryRecordSequence" in dataset:
         return Reject("read", "dicomdir")
-    if empty:
-        return Reject("read", "broken_header", "no elements")
+    if empty or (not header_only and _ends_early(dataset, data)):
+        return Reject("read", "truncated")
     return dataset
+
+
+def _ends_early(dataset: FileDataset, data: bytes) -> bool:
+    """Whether the file ends inside an element. pydicom keeps what it has by then, without a word.
+
+    Bytes after the last element count only where no pixel data was found: some writers pad their files.
+    """
+    if transfer_syntax(dataset) == DeflatedExplicitVRLittleEndian:
+        return False  # positions are those of the inflated stream; a cut one does not inflate
+    last = dataset.get_item(max(dataset.keys()))
+    length, position = getattr(last, "length", None), getattr(last, "value_tell", None)
+    if not isinstance(length, int) or not isinstance(position, int) or length == UNDEFINED_LENGTH:
+        return False  # a sequence, or encapsulated frames: parsing them to their end has checked it
+    end = position + length
+    return end > len(data) or (pixel_element(dataset) is None and bool(data[end:].strip(b"\0")))
 
 
 def image_size(dataset: Dataset, limits: Limits) -> ImageSize | Reject:
@@ -158,7 +174,13 @@ def image_size(dataset: Dataset, limits: Limits) -> ImageSize | Reject:
     if element is None:
         return Reject("decode", "no_pixel_data")
     numbers: dict[str, int] = {}
-    for keyword, default in (("Rows", None), ("Columns", None), ("SamplesPerPixel", 1), ("BitsAllocated", None), ("NumberOfFrames", 1)):
+    for keyword, default in (
+        ("Rows", None),
+        ("Columns", None),
+        ("SamplesPerPixel", 1),
+        ("BitsAllocated", None),
+        ("NumberOfFrames", 1),
+    ):
         value = _integer(dataset, keyword, default)
         if value is None or value < 0:
             return Reject("decode", "missing_tag", keyword)

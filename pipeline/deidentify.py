@@ -46,7 +46,30 @@ MODALITY_OF_CLASS = {
 }
 """Modality of a storage class (PS3.4 B.5), for headers that state none."""
 
-VIEWS = frozenset({"AP", "PA", "LL", "RL", "RLD", "LLD", "RLO", "LLO", "CC", "MLO", "ML", "LM", "LMO", "XCC", "XCCL", "XCCM", "LAT", "LATERAL", "OBL", "FB"})
+VIEWS = frozenset(
+    {
+        "AP",
+        "PA",
+        "LL",
+        "RL",
+        "RLD",
+        "LLD",
+        "RLO",
+        "LLO",
+        "CC",
+        "MLO",
+        "ML",
+        "LM",
+        "LMO",
+        "XCC",
+        "XCCL",
+        "XCCM",
+        "LAT",
+        "LATERAL",
+        "OBL",
+        "FB",
+    }
+)
 IMAGE_TYPE_THIRD = frozenset(
     {"AXIAL", "LOCALIZER", "MPR", "VOLUME", "PROJECTION IMAGE", "PROJECTION", "M", "P", "PHASE MAP", "DIFFUSION", "PERFUSION",
      "ANGIO", "T1", "T2", "WHOLE BODY", "STATIC", "DYNAMIC", "GATED", "TOMO", "RECON TOMO", "EMISSION", "TRANSMISSION",
@@ -60,7 +83,20 @@ KERNELS = frozenset(
      "BODY_SHARP", "BODY_SOFT", "LUNG_ENHANCED", "ASIR", "H_SOFT_B"}
 )  # fmt: skip
 KERNEL_PATTERN = re.compile(r"(?:[ABCDHIQSTU][a-z]?\d{2,3}[a-z]?|FC\d{2})(?:\\\d)?")
-PHOTOMETRIC = frozenset({"MONOCHROME1", "MONOCHROME2", "RGB", "PALETTE COLOR", "YBR_FULL", "YBR_FULL_422", "YBR_PARTIAL_422", "YBR_PARTIAL_420", "YBR_ICT", "YBR_RCT"})
+PHOTOMETRIC = frozenset(
+    {
+        "MONOCHROME1",
+        "MONOCHROME2",
+        "RGB",
+        "PALETTE COLOR",
+        "YBR_FULL",
+        "YBR_FULL_422",
+        "YBR_PARTIAL_422",
+        "YBR_PARTIAL_420",
+        "YBR_ICT",
+        "YBR_RCT",
+    }
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +162,9 @@ def identify(header: FrameHeader, keyer: Keyer, *, collection: str, policy: str,
     study_uid = study_uid or f"series {series_uid}"
     patient_id = _text(header, "PatientID")
     issuer = _text(header, "IssuerOfPatientID") if policy == "private" else collection
-    patient = keyer.pseudonym("patient", issuer, patient_id) if patient_id else keyer.pseudonym("patient", "study", study_uid)
+    patient = (
+        keyer.pseudonym("patient", issuer, patient_id) if patient_id else keyer.pseudonym("patient", "study", study_uid)
+    )
     return Identity(
         patient=patient,
         study=keyer.pseudonym("study", study_uid),
@@ -238,13 +276,21 @@ def _body_part(header: FrameHeader) -> str | None:
 
 
 def _laterality(header: FrameHeader) -> str | None:
-    stated = header.term("ImageLaterality") or header.term("FrameLaterality", "FrameAnatomySequence") or header.term("Laterality")
+    stated = (
+        header.term("ImageLaterality")
+        or header.term("FrameLaterality", "FrameAnatomySequence")
+        or header.term("Laterality")
+    )
     return _one_of(stated, frozenset({"L", "R", "B"}))
 
 
 def _image_type(header: FrameHeader) -> str | None:
     values = header.terms("ImageType")
-    if len(values) < 2 or values[0] not in ("ORIGINAL", "DERIVED", "MIXED") or values[1] not in ("PRIMARY", "SECONDARY"):
+    if (
+        len(values) < 2
+        or values[0] not in ("ORIGINAL", "DERIVED", "MIXED")
+        or values[1] not in ("PRIMARY", "SECONDARY")
+    ):
         return None
     third = [value for value in values[2:3] if value in IMAGE_TYPE_THIRD]
     return "\\".join(values[:2] + third)

@@ -15,7 +15,16 @@ from pydicom import FileDataset
 from lumid.catalog.errors import AccountingError
 from lumid.catalog.keys import Keyer
 from lumid.catalog.schema import MODALITIES, CatalogRow, RejectRow
-from lumid.pipeline.decode import FrameHeader, ImageSize, Limits, Stored, decode_frames, image_size, parse, transfer_syntax
+from lumid.pipeline.decode import (
+    FrameHeader,
+    ImageSize,
+    Limits,
+    Stored,
+    decode_frames,
+    image_size,
+    parse,
+    transfer_syntax,
+)
 from lumid.pipeline.deidentify import Acquisition, Identity, acquisition, identify, policy_name, text_risk
 from lumid.pipeline.encode import Encoded, encode_image, resize
 from lumid.pipeline.geometry import Geometry, geometry
@@ -74,7 +83,9 @@ class BatchResult:
     source_bytes: int
 
 
-def ingest(batch: Batch, source: Source, recipe: Recipe, keyer: Keyer, poisoned: frozenset[str] = frozenset()) -> BatchResult:
+def ingest(
+    batch: Batch, source: Source, recipe: Recipe, keyer: Keyer, poisoned: frozenset[str] = frozenset()
+) -> BatchResult:
     """Turn a batch into samples and rejects.
 
     ``poisoned``: source ids of objects that are known to kill the process that decodes them; they are rejected unread.
@@ -98,7 +109,9 @@ def ingest(batch: Batch, source: Source, recipe: Recipe, keyer: Keyer, poisoned:
     )
 
 
-def _ingest_series(series: Series, source: Source, recipe: Recipe, keyer: Keyer, poisoned: frozenset[str], account: Account) -> None:
+def _ingest_series(
+    series: Series, source: Source, recipe: Recipe, keyer: Keyer, poisoned: frozenset[str], account: Account
+) -> None:
     """One series. What has an absolute scale goes through in one pass; the rest waits for the series' range."""
     begin = len(account.samples)
     seen: set[str] = set()
@@ -109,7 +122,11 @@ def _ingest_series(series: Series, source: Source, recipe: Recipe, keyer: Keyer,
 
     for planned in series.objects:
         account.objects += 1
-        opened = Reject("decode", "decoder_crash") if planned.ref.source_id in poisoned else _guarded_open(planned, source, recipe, keyer)
+        opened = (
+            Reject("decode", "decoder_crash")
+            if planned.ref.source_id in poisoned
+            else _guarded_open(planned, source, recipe, keyer)
+        )
         if not isinstance(opened, Reject) and opened.identity.instance_uid in seen:
             opened = Reject("select", "duplicate_instance")
         if isinstance(opened, Reject):
@@ -139,7 +156,9 @@ def _ingest_series(series: Series, source: Source, recipe: Recipe, keyer: Keyer,
         _finish_object(opened_again, ranges[opened_again.acquired.modality], source.provenance, recipe, keyer, account)
 
     count = len(account.samples) - begin
-    account.samples[begin:] = [Sample(replace(sample.row, slice_count=count), sample.image) for sample in account.samples[begin:]]
+    account.samples[begin:] = [
+        Sample(replace(sample.row, slice_count=count), sample.image) for sample in account.samples[begin:]
+    ]
 
 
 def _guarded_open(planned: Scanned, source: Source, recipe: Recipe, keyer: Keyer) -> Opened | Reject:
@@ -175,7 +194,11 @@ def open_object(planned: Scanned, source: Source, recipe: Recipe, keyer: Keyer) 
     if isinstance(text, Reject):
         return text
     identity = identify(
-        header, keyer, collection=source.provenance.collection, policy=recipe.deid.policy, source_id=planned.ref.source_id
+        header,
+        keyer,
+        collection=source.provenance.collection,
+        policy=recipe.deid.policy,
+        source_id=planned.ref.source_id,
     )
     return Opened(planned, dataset, size, identity, acquired, text)
 

@@ -80,7 +80,11 @@ def write_part(files: PartFiles, result: BatchResult, seconds: float) -> PartAcc
         file.write(END_OF_TAR)
     write_table(files.rejects, to_table(result.rejects, REJECTS))
     table = to_table([row for row, _ in rows], CATALOG)
-    table = table.set_column(table.schema.get_field_index("offset"), CATALOG.field("offset"), pa.array([offset for _, offset in rows], pa.int64()))
+    table = table.set_column(
+        table.schema.get_field_index("offset"),
+        CATALOG.field("offset"),
+        pa.array([offset for _, offset in rows], pa.int64()),
+    )
     account = PartAccount(
         objects=result.objects,
         planned=result.planned,
@@ -139,7 +143,9 @@ def build_index(parts: Sequence[PartFiles]) -> tuple[Index, list[RejectRow]]:
         end = np.append(begin[1:], read_account(files).sample_bytes)[: len(begin)]
         keys = np.array(table["key"].to_pylist(), dtype="S24")
         count = len(keys)
-        pieces.append(Index(keys, np.full(count, number, np.int32), np.arange(count, dtype=np.int32), begin, end - begin))
+        pieces.append(
+            Index(keys, np.full(count, number, np.int32), np.arange(count, dtype=np.int32), begin, end - begin)
+        )
     if not pieces:
         empty = np.array([], np.int64)
         return Index(np.array([], "S24"), empty.astype(np.int32), empty.astype(np.int32), empty, empty), []
@@ -157,10 +163,12 @@ def build_index(parts: Sequence[PartFiles]) -> tuple[Index, list[RejectRow]]:
 
 
 def _duplicates(again: Index, parts: Sequence[PartFiles]) -> list[RejectRow]:
-    reason = Reject("select", "duplicate_instance", "in another source")
+    reason = Reject("select", "duplicate_instance", "in another series or source")
     rejects = []
     for part in np.unique(again.part):
-        table = pq.read_table(parts[part].rows, columns=["collection", "source", "source_id", "series", "frame", "modality"])
+        table = pq.read_table(
+            parts[part].rows, columns=["collection", "source", "source_id", "series", "frame", "modality"]
+        )
         for row in table.take(pa.array(np.sort(again.row[again.part == part]))).to_pylist():
             rejects.append(RejectRow(**row, frames=1, stage=reason.stage, code=reason.code, message=reason.message))
     return rejects
@@ -255,7 +263,9 @@ def write_catalog_chunk(chunk: CatalogChunk, parts: Sequence[PartFiles], folder:
         rows = table.filter(pc.equal(table["modality"], modality)).sort_by(CATALOG_SORT).combine_chunks()
         counts.append((modality, rows.num_rows))
         _hash_rows(rows, digest)
-        write_table(folder / f"modality={modality}" / f"part-{chunk.number:05d}.parquet", rows.drop_columns(["modality"]))
+        write_table(
+            folder / f"modality={modality}" / f"part-{chunk.number:05d}.parquet", rows.drop_columns(["modality"])
+        )
     return CatalogFile(digest.hexdigest(), tuple(counts))
 
 
@@ -272,10 +282,13 @@ def _chunk_rows(chunk: CatalogChunk, parts: Sequence[PartFiles]) -> pa.Table:
     part = np.concatenate([item.part for item in samples])
     row = np.concatenate([item.row for item in samples])
     starts = np.concatenate([plan.starts for plan in chunk.shards])
-    names = pa.array(np.repeat([plan.name for plan in chunk.shards], [len(plan.samples) for plan in chunk.shards]), pa.string())
+    names = pa.array(
+        np.repeat([plan.name for plan in chunk.shards], [len(plan.samples) for plan in chunk.shards]), pa.string()
+    )
     order = np.lexsort((row, part))
     tables = [
-        pq.read_table(parts[number].rows).take(pa.array(row[order][part[order] == number])) for number in np.unique(part)
+        pq.read_table(parts[number].rows).take(pa.array(row[order][part[order] == number]))
+        for number in np.unique(part)
     ]
     table = pa.concat_tables([one.replace_schema_metadata(None) for one in tables])
     values = {"shard": names.take(pa.array(order)), "offset": pa.array(image_offset(0) + starts[order], pa.int64())}
@@ -287,7 +300,8 @@ def _chunk_rows(chunk: CatalogChunk, parts: Sequence[PartFiles]) -> pa.Table:
 def write_rejects(path: Path, parts: Sequence[PartFiles], more: list[RejectRow]) -> pa.Table:
     """All rejects of a build in one table, sorted; written and returned."""
     tables = [pq.read_table(files.rejects) for files in parts] + [to_table(more, REJECTS)]
-    table = pa.concat_tables(tables).sort_by([("collection", "ascending"), ("source_id", "ascending"), ("frame", "ascending")])
+    table = pa.concat_tables(tables).sort_by(
+        [("collection", "ascending"), ("source_id", "ascending"), ("frame", "ascending")]
+    )
     write_table(path, table)
     return table
-

@@ -89,7 +89,9 @@ class Batch:
         return sum(series.bytes for series in self.series)
 
 
-def scan(source: Source, refs: Iterable[ObjectRef | tuple[ObjectRef, Reject]], keyer: Keyer, policy: str) -> list[Scanned]:
+def scan(
+    source: Source, refs: Iterable[ObjectRef | tuple[ObjectRef, Reject]], keyer: Keyer, policy: str
+) -> list[Scanned]:
     """Read just enough of each object to know its series. What cannot be read is a series of its own."""
     scanned = []
     for item in refs:

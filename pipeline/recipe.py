@@ -149,7 +149,9 @@ def load_recipe(name_or_path: str) -> Recipe:
     if name_or_path in shipped:
         return parse_recipe(shipped[name_or_path], f"recipe '{name_or_path}'", base=Path.cwd())
     if not path.is_file():
-        raise RecipeError(f"{name_or_path}: no such recipe; shipped are {', '.join(shipped)}, or give the path of a TOML file")
+        raise RecipeError(
+            f"{name_or_path}: no such recipe; shipped are {', '.join(shipped)}, or give the path of a TOML file"
+        )
     try:
         text = path.read_text("utf-8")
     except (OSError, UnicodeDecodeError):
@@ -202,7 +204,13 @@ def _allowed_keys(location: tuple[int | str, ...]) -> list[str]:
 
 def make_recipe(folder: Path, *, collection: str, license: str | None = None, doi: str | None = None) -> Recipe:
     """The recipe of ``lumid build --source FOLDER``: everything by default. Raises :class:`RecipeError`."""
-    values: dict[str, Any] = {"kind": "folder", "path": str(folder.expanduser().resolve()), "collection": collection, "license": license, "doi": doi}
+    values: dict[str, Any] = {
+        "kind": "folder",
+        "path": str(folder.expanduser().resolve()),
+        "collection": collection,
+        "license": license,
+        "doi": doi,
+    }
     try:
         return Recipe(name=re.sub(r"[^a-z0-9_-]", "-", collection), sources=(SourceSettings(**values),))
     except ValidationError as error:

@@ -32,7 +32,9 @@ NON_IMAGE_CLASSES = (
 def is_image(header: FrameHeader) -> Reject | None:
     """None for an object that holds an image, else ``not_an_image`` or ``no_pixel_data``."""
     if header.term("Modality") in NON_IMAGES or header.term("SOPClassUID").startswith(NON_IMAGE_CLASSES):
-        return Reject("select", "not_an_image", header.term("Modality") if header.term("Modality") in NON_IMAGES else "")
+        return Reject(
+            "select", "not_an_image", header.term("Modality") if header.term("Modality") in NON_IMAGES else ""
+        )
     return None if pixel_element(header.dataset) else Reject("decode", "no_pixel_data")
 
 

@@ -33,7 +33,12 @@ def _version(wanted: bool) -> None:
 
 @app.callback(epilog=EPILOG)
 def lumid(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Versions of lumid and of the libraries it works with.")] = False,
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_version, is_eager=True, help="Versions of lumid and of the libraries it works with."
+        ),
+    ] = False,
 ) -> None:
     """Rebuild the LUMID medical image data set, stream it into pre-training, query it by modality."""
 
@@ -54,7 +59,9 @@ def main() -> None:
         sys.exit(EXIT_FAILED)
     except Exception as error:
         # the value of an unforeseen exception may quote a header: name its kind and place, never its text
-        typer.echo(f"error: lumid failed ({type(error).__name__} at {_place(error)}); please report this line", err=True)
+        typer.echo(
+            f"error: lumid failed ({type(error).__name__} at {_place(error)}); please report this line", err=True
+        )
         sys.exit(EXIT_FAILED)
 
 

@@ -20,14 +20,21 @@ if TYPE_CHECKING:
 
 @app.command()
 def build(
-    recipe: Annotated[str | None, typer.Argument(metavar="[RECIPE]", help="A shipped recipe's name (demo, lumid, paper) or a TOML file.")] = None,
+    recipe: Annotated[
+        str | None,
+        typer.Argument(metavar="[RECIPE]", help="A shipped recipe's name (demo, lumid, paper) or a TOML file."),
+    ] = None,
     source: Annotated[Path | None, typer.Option(help="A folder of DICOM files, instead of a recipe.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the data set; by default ./NAME of the recipe.")] = None,
     collection: Annotated[str, typer.Option(help="With --source: the collection's name in the catalog.")] = "local",
     license: Annotated[str | None, typer.Option(help="With --source: the licence to put into every row.")] = None,
     doi: Annotated[str | None, typer.Option(help="With --source: the collection's DOI.")] = None,
-    workers: Annotated[int | None, typer.Option(min=1, help="Worker processes on this machine; by default one a core.")] = None,
-    scheduler: Annotated[str | None, typer.Option(help="Address of a running Dask scheduler, e.g. tcp://host:8786.")] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Worker processes on this machine; by default one a core.")
+    ] = None,
+    scheduler: Annotated[
+        str | None, typer.Option(help="Address of a running Dask scheduler, e.g. tcp://host:8786.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Build a data set; run it again to go on with one that was interrupted.
@@ -78,15 +85,21 @@ def _print_summary(manifest: Manifest, out: Path, *, already: bool) -> None:
     counts = manifest.counts
     console.print(f"[bold]{out}[/] {'is finished already' if already else 'is finished'}")
     by_modality = ", ".join(f"{name} {count:,}" for name, count in manifest.modalities.items()) or "none"
-    console.print(f"  planned {counts.planned:,} = kept {counts.kept:,} + rejected {counts.rejected:,}   (frames of {counts.objects:,} objects)")
+    console.print(
+        f"  planned {counts.planned:,} = kept {counts.kept:,} + rejected {counts.rejected:,}   (frames of {counts.objects:,} objects)"
+    )
     console.print(f"  kept      {by_modality}")
     if manifest.rejects:
-        console.print(f"  rejected  {', '.join(f'{code} {count:,}' for code, count in sorted(manifest.rejects.items(), key=lambda item: -item[1]))}")
+        console.print(
+            f"  rejected  {', '.join(f'{code} {count:,}' for code, count in sorted(manifest.rejects.items(), key=lambda item: -item[1]))}"
+        )
     megabytes = sum(shard.bytes for shard in manifest.shards) / 1e6
     console.print(f"  shards    {len(manifest.shards):,} files, {megabytes:,.1f} MB")
     if not already:
         facts = manifest.build
-        console.print(f"  took      {facts['seconds']:,.1f} s: {facts['slices_per_second']:,} slices/s, {facts['mb_per_second']:,} MB/s with {facts['workers']} workers")
+        console.print(
+            f"  took      {facts['seconds']:,.1f} s: {facts['slices_per_second']:,} slices/s, {facts['mb_per_second']:,} MB/s with {facts['workers']} workers"
+        )
     console.print(f"  report    {out / 'report.html'}")
 
 
@@ -109,7 +122,9 @@ def status(
         return
     typer.echo(f"{dataset}: {found.state} ({found.name})")
     if found.state != "finished":
-        typer.echo(f"  phase {found.phase}: {found.batches_done:,} of {found.batches:,} batches, {found.objects_done:,} of {found.objects:,} objects")
+        typer.echo(
+            f"  phase {found.phase}: {found.batches_done:,} of {found.batches:,} batches, {found.objects_done:,} of {found.objects:,} objects"
+        )
     typer.echo(f"  frames so far: planned {found.planned:,} = kept {found.kept:,} + rejected {found.rejected:,}")
     if found.seconds_left is not None and found.state == "running":
         typer.echo(f"  about {found.seconds_left:,.0f} s left")

@@ -25,7 +25,9 @@ def uses_series_range(header: FrameHeader, modality: str) -> bool:
     return modality in ("MR", "NM")
 
 
-def normalize(stored: Stored, header: FrameHeader, modality: str, series_range: Range | None, profile: str) -> Intensities | Reject:
+def normalize(
+    stored: Stored, header: FrameHeader, modality: str, series_range: Range | None, profile: str
+) -> Intensities | Reject:
     """A decoded frame as it is stored under a profile (``lumid``: 16 bits, ``paper``: 8).
 
     ``stored``: ``[rows, columns]`` or RGB ``[rows, columns, 3]``; ``series_range``: of the whole series, where

@@ -96,6 +96,8 @@ def _moment(date: str, time: str) -> datetime | None:
     try:
         day = datetime.strptime(date, "%Y%m%d")
         hours, minutes, seconds = (int(part or 0) for part in match.groups()[:3])
-        return day + timedelta(hours=hours, minutes=minutes, seconds=seconds, microseconds=int((match[4] or "0").ljust(6, "0")))
+        return day + timedelta(
+            hours=hours, minutes=minutes, seconds=seconds, microseconds=int((match[4] or "0").ljust(6, "0"))
+        )
     except (ValueError, OverflowError):
         return None

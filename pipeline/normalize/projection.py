@@ -6,7 +6,16 @@ import numpy as np
 from pydicom.pixels.processing import apply_voi
 
 from lumid.pipeline.decode import FrameHeader, Stored
-from lumid.pipeline.normalize.intensity import Intensities, Range, Values, histogram, padding_mask, quantize, rescale, robust_range
+from lumid.pipeline.normalize.intensity import (
+    Intensities,
+    Range,
+    Values,
+    histogram,
+    padding_mask,
+    quantize,
+    rescale,
+    robust_range,
+)
 
 VOI = "FrameVOILUTSequence"
 

@@ -1,0 +1,93 @@
+"""Tasks on a Dask cluster: a bounded stream of them, whose failures are words and never tracebacks."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from distributed import Client, as_completed
+from distributed.scheduler import KilledWorker
+
+from lumid.catalog.errors import LumidError
+from lumid.catalog.layout import storage_errors
+from lumid.dags.cluster import slots
+from lumid.pipeline.ingest import internal_error
+
+IN_FLIGHT_PER_SLOT = 2
+T = TypeVar("T")
+Task = tuple[str, Callable[..., Any], tuple[Any, ...]]
+"""Name, function, arguments."""
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """What went wrong in a task, in words that may be shown; exceptions of workers would carry local values."""
+
+    message: str
+
+
+def run_tasks(
+    client: Client,
+    tasks: Sequence[Task],
+    on_killed: Callable[[str], Any] | None = None,
+) -> Iterator[tuple[str, Any]]:
+    """Run tasks of (name, function, arguments) and yield (name, result) as they finish.
+
+    Only so many are handed out as keep every worker busy, so neither the scheduler nor memory grows with the plan. A
+    task that keeps killing its worker goes to ``on_killed``. Raises :class:`LumidError` for the first that fails.
+    """
+    queue = iter(tasks)
+    window = IN_FLIGHT_PER_SLOT * slots(client)
+    running = as_completed(loop=client.loop)
+    names: dict[str, str] = {}
+
+    def submit() -> bool:
+        task = next(queue, None)
+        if task is None:
+            return False
+        name, function, arguments = task
+        future = client.submit(function, *arguments, key=f"{name}-{time.monotonic_ns()}", pure=False)
+        names[str(future.key)] = name
+        running.add(future)
+        return True
+
+    try:
+        for _ in range(window):
+            if not submit():
+                break
+        for future in running:
+            name = names.pop(str(future.key))
+            try:
+                result = future.result()
+            except KilledWorker:
+                if on_killed is None:
+                    raise LumidError(
+                        "a task keeps killing its worker: is there enough memory for each? try fewer --workers"
+                    ) from None
+                result = on_killed(name)
+            future.release()
+            if isinstance(result, Failure):
+                raise LumidError(result.message)
+            submit()
+            yield name, result
+    finally:
+        for future in list(running.futures):
+            with suppress(Exception):
+                future.cancel()
+
+
+def guarded(work: Callable[[], T], folder: Path | None = None) -> T | Failure:
+    """Run a task's work; whatever goes wrong becomes words that may be shown."""
+    try:
+        with storage_errors(folder or Path()):
+            return work()
+    except LumidError as error:
+        return Failure(str(error))
+    except OSError as error:
+        return Failure(f"the disk or the network failed: {type(error).__name__}, errno {error.errno}")
+    except Exception as error:
+        return Failure(f"lumid failed: {internal_error('task', error).detail}; please report this line")
