@@ -124,12 +124,16 @@ def read_manifest(root: Path) -> Manifest:
     layout = Layout(root)
     if not layout.manifest.is_file():
         if layout.state.is_file():
-            raise DatasetError(f"{root}: the build of this data set has not finished; run the same `lumid build` again to go on")
+            raise DatasetError(
+                f"{root}: the build of this data set has not finished; run the same `lumid build` again to go on"
+            )
         raise DatasetError(f"{root}: not a data set (no dataset.json); make one with `lumid build` or `lumid demo`")
     try:
         raw = json.loads(layout.manifest.read_text("utf-8"))
         if raw["format_version"] > FORMAT_VERSION:
-            raise DatasetError(f"{root}: written in format {raw['format_version']}, this lumid reads up to {FORMAT_VERSION}: update lumid")
+            raise DatasetError(
+                f"{root}: written in format {raw['format_version']}, this lumid reads up to {FORMAT_VERSION}: update lumid"
+            )
         shards = tuple(Shard(**item) for item in raw.pop("shards"))
         return Manifest(**(raw | {"counts": Counts(**raw["counts"])}), shards=shards)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
@@ -143,9 +147,13 @@ def storage_errors(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise StorageError(f"no space left while writing under {path}; free some and run the same command again, it goes on where it stopped") from None
+            raise StorageError(
+                f"no space left while writing under {path}; free some and run the same command again, it goes on where it stopped"
+            ) from None
         if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
-            raise StorageError(f"cannot write under {path}: {os.strerror(error.errno)}; choose another --out or change its permissions") from None
+            raise StorageError(
+                f"cannot write under {path}: {os.strerror(error.errno)}; choose another --out or change its permissions"
+            ) from None
         raise
 
 

@@ -39,7 +39,11 @@ def _view(connection: duckdb.DuckDBPyConnection, name: str, folder: Path, patter
         return
     files = str(folder / pattern).replace("'", "''")
     columns = ", ".join(schema.names)
-    hive = "hive_partitioning = true, hive_types = {'modality': VARCHAR}" if name == "catalog" else "hive_partitioning = false"
+    hive = (
+        "hive_partitioning = true, hive_types = {'modality': VARCHAR}"
+        if name == "catalog"
+        else "hive_partitioning = false"
+    )
     connection.execute(f"CREATE VIEW {name} AS SELECT {columns} FROM read_parquet('{files}', {hive})")
 
 
@@ -57,7 +61,9 @@ def run_sql(root: Path, sql: str) -> pa.Table:
             raise UsageError("the statement gives no rows; ask with SELECT") from None
 
 
-def read_catalog(root: Path, where: str | None = None, columns: Sequence[str] | None = None, *, order_by: str = "key") -> pa.Table:
+def read_catalog(
+    root: Path, where: str | None = None, columns: Sequence[str] | None = None, *, order_by: str = "key"
+) -> pa.Table:
     """Rows of the catalog as an Arrow table, sorted by ``order_by``.
 
     ``where`` is a SQL condition such as ``"modality = 'CT' AND slice_thickness <= 2"``; ``columns`` defaults to all.
@@ -79,6 +85,3 @@ def _explain(error: duckdb.Error) -> str:
         hint = f"; did you mean {', '.join(close)}?" if close else "; `lumid query DATASET --columns` lists them"
         return f"no column {unknown[1]!r} in the catalog{hint}"
     return f"the query was not understood: {first}"
-
-
-

@@ -46,12 +46,31 @@ class CatalogRow:
     channels: Annotated[int, Column("1 for grey, 3 for RGB")]
 
     modality: Annotated[str, Column("kind of equipment; the Hive partition", dicom="Modality (0008,0060)")]
-    body_part: Annotated[str | None, Column("body part, from a closed vocabulary", dicom="BodyPartExamined (0018,0015)")]
+    body_part: Annotated[
+        str | None, Column("body part, from a closed vocabulary", dicom="BodyPartExamined (0018,0015)")
+    ]
     laterality: Annotated[str | None, Column("L, R or B", dicom="ImageLaterality (0020,0062), Laterality (0020,0060)")]
-    view_position: Annotated[str | None, Column("view of a projection: AP, PA, LL, CC, MLO …", dicom="ViewPosition (0018,5101)")]
-    plane: Annotated[str | None, Column("axial, coronal, sagittal, oblique or projection", dicom="ImageOrientationPatient (0020,0037)")]
-    image_type: Annotated[str | None, Column("original or derived, primary or secondary, and the third value where it is a known term", dicom="ImageType (0008,0008)")]
-    contrast: Annotated[bool | None, Column("whether a contrast agent is stated; null where the header has no contrast module", dicom="ContrastBolusAgent (0018,0010)")]
+    view_position: Annotated[
+        str | None, Column("view of a projection: AP, PA, LL, CC, MLO …", dicom="ViewPosition (0018,5101)")
+    ]
+    plane: Annotated[
+        str | None,
+        Column("axial, coronal, sagittal, oblique or projection", dicom="ImageOrientationPatient (0020,0037)"),
+    ]
+    image_type: Annotated[
+        str | None,
+        Column(
+            "original or derived, primary or secondary, and the third value where it is a known term",
+            dicom="ImageType (0008,0008)",
+        ),
+    ]
+    contrast: Annotated[
+        bool | None,
+        Column(
+            "whether a contrast agent is stated; null where the header has no contrast module",
+            dicom="ContrastBolusAgent (0018,0010)",
+        ),
+    ]
 
     collection: Annotated[str, Column("collection the slice comes from")]
     source: Annotated[str, Column("kind of source it was read from: idc, tcia, nih, folder or pydicom")]
@@ -65,24 +84,49 @@ class CatalogRow:
     series: Annotated[str, Column("pseudonym of the series", dicom="SeriesInstanceUID (0020,000E)")]
     instance: Annotated[str, Column("pseudonym of the DICOM object", dicom="SOPInstanceUID (0008,0018)")]
     frame: Annotated[int, Column("frame of a multi-frame object, from 0")]
-    slice_position: Annotated[float | None, Column("position along the slice normal", "mm", "ImagePositionPatient (0020,0032)")]
+    slice_position: Annotated[
+        float | None, Column("position along the slice normal", "mm", "ImagePositionPatient (0020,0032)")
+    ]
     slice_count: Annotated[int, Column("frames of the same series that are in the data set")]
 
     orig_rows: Annotated[int, Column("rows before resizing", "pixels", "Rows (0028,0010)")]
     orig_columns: Annotated[int, Column("columns before resizing", "pixels", "Columns (0028,0011)")]
-    pixel_spacing_row: Annotated[float | None, Column("distance between rows of the stored image", "mm", "PixelSpacing (0028,0030), ImagerPixelSpacing (0018,1164), NominalScannedPixelSpacing (0018,2010)")]
-    pixel_spacing_column: Annotated[float | None, Column("distance between columns of the stored image", "mm", "as pixel_spacing_row")]
+    pixel_spacing_row: Annotated[
+        float | None,
+        Column(
+            "distance between rows of the stored image",
+            "mm",
+            "PixelSpacing (0028,0030), ImagerPixelSpacing (0018,1164), NominalScannedPixelSpacing (0018,2010)",
+        ),
+    ]
+    pixel_spacing_column: Annotated[
+        float | None, Column("distance between columns of the stored image", "mm", "as pixel_spacing_row")
+    ]
     slice_thickness: Annotated[float | None, Column("nominal slice thickness", "mm", "SliceThickness (0018,0050)")]
     transfer_syntax: Annotated[str | None, Column("UID of the transfer syntax", dicom="TransferSyntaxUID (0002,0010)")]
-    photometric: Annotated[str | None, Column("photometric interpretation before conversion", dicom="PhotometricInterpretation (0028,0004)")]
+    photometric: Annotated[
+        str | None,
+        Column("photometric interpretation before conversion", dicom="PhotometricInterpretation (0028,0004)"),
+    ]
 
-    manufacturer: Annotated[str | None, Column("manufacturer, from a closed vocabulary", dicom="Manufacturer (0008,0070)")]
-    model_name: Annotated[str | None, Column("model, where it is one that the public archives list", dicom="ManufacturerModelName (0008,1090)")]
+    manufacturer: Annotated[
+        str | None, Column("manufacturer, from a closed vocabulary", dicom="Manufacturer (0008,0070)")
+    ]
+    model_name: Annotated[
+        str | None,
+        Column("model, where it is one that the public archives list", dicom="ManufacturerModelName (0008,1090)"),
+    ]
     kvp: Annotated[float | None, Column("peak tube voltage", "kV", "KVP (0018,0060)")]
     exposure: Annotated[float | None, Column("exposure", "mAs", "Exposure (0018,1152)")]
-    kernel: Annotated[str | None, Column("reconstruction kernel, where it has the form of a known one", dicom="ConvolutionKernel (0018,1210)")]
+    kernel: Annotated[
+        str | None,
+        Column("reconstruction kernel, where it has the form of a known one", dicom="ConvolutionKernel (0018,1210)"),
+    ]
     field_strength: Annotated[float | None, Column("magnetic field strength", "T", "MagneticFieldStrength (0018,0087)")]
-    sequence: Annotated[str | None, Column("kind of MR sequence: SE, GR, IR, EP, RM and combinations", dicom="ScanningSequence (0018,0020)")]
+    sequence: Annotated[
+        str | None,
+        Column("kind of MR sequence: SE, GR, IR, EP, RM and combinations", dicom="ScanningSequence (0018,0020)"),
+    ]
 
     sex: Annotated[str | None, Column("F, M or O", dicom="PatientSex (0010,0040)")]
     age_years: Annotated[int | None, Column("age, 90 for all above", "years", "PatientAge (0010,1010)")]
@@ -96,7 +140,9 @@ class CatalogRow:
 
     foreground_fraction: Annotated[float, Column("share of pixels that are not background")]
     sharpness: Annotated[float, Column("variance of the Laplacian over the variance of the image")]
-    near_duplicate_of: Annotated[str | None, Column("key of the sample of the same series that it nearly repeats")] = None
+    near_duplicate_of: Annotated[str | None, Column("key of the sample of the same series that it nearly repeats")] = (
+        None
+    )
     burned_in_text: Annotated[str, Column("what was done about text in the pixels: checked, removed, none or unknown")]
     split: Annotated[str, Column("train, val, test or benchmark; a patient is in one only")]
     deid_policy: Annotated[str, Column("name and version of the de-identification policy")]

@@ -63,7 +63,9 @@ def read_range(file: BinaryIO | int, offset: int, length: int) -> bytes:
     descriptor = file if isinstance(file, int) else file.fileno()
     data = os.pread(descriptor, length, offset)
     if len(data) != length:
-        raise DatasetError(f"a shard ends at byte {offset + len(data)}, before an image that the catalog lists: run `lumid build` again")
+        raise DatasetError(
+            f"a shard ends at byte {offset + len(data)}, before an image that the catalog lists: run `lumid build` again"
+        )
     return data
 
 

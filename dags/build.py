@@ -89,7 +89,7 @@ def build(recipe: Recipe, out: Path, cluster: ClusterSettings, progress: BuildPr
             return BuildResult(finished, already_finished=True)
         _check_out(layout, recipe)
         started = time.monotonic()
-        with _claimed(layout, recipe), progress, open_cluster(cluster) as client:
+        with _claimed(layout, recipe), progress, open_cluster(cluster, layout.work / "scratch") as client:
             plan = _plan(client, recipe, sources, listings, layout, progress)
             accounts = _ingest(client, recipe, plan, layout, progress)
             workers = slots(client)

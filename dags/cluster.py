@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import dask
 from distributed import Client, LocalCluster
@@ -51,8 +52,8 @@ class QuietWorker(WorkerPlugin):
 
 
 @contextmanager
-def open_cluster(settings: ClusterSettings) -> Iterator[Client]:
-    """A client of the cluster; a cluster that was started for it ends with it.
+def open_cluster(settings: ClusterSettings, scratch: Path) -> Iterator[Client]:
+    """A client of the cluster; a cluster that was started for it ends with it, and keeps its files in ``scratch``.
 
     Nothing listens but on 127.0.0.1, unless a scheduler elsewhere is asked for. Raises :class:`LumidError` when the
     scheduler does not answer.
@@ -84,6 +85,7 @@ def open_cluster(settings: ClusterSettings) -> Iterator[Client]:
                 processes=True,
                 host="127.0.0.1",
                 dashboard_address=None,
+                local_directory=str(scratch),
                 silence_logs=logging.CRITICAL,
             ) as cluster,
             Client(cluster, set_as_default=False) as client,

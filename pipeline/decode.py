@@ -10,6 +10,7 @@ import io
 import logging
 import struct
 import warnings
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -63,6 +64,7 @@ PLUGINS: dict[UID, str] = {
 """Which of pydicom's decoder plug-ins reads a compressed transfer syntax; the native ones need none."""
 
 UNDEFINED_LENGTH = 0xFFFFFFFF
+MAX_INFLATED_BYTES = 1 << 30
 DICOMDIR_CLASS = "1.2.840.10008.1.3.10"
 PIXEL_ELEMENTS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
 Stored = npt.NDArray[Any]
@@ -131,6 +133,8 @@ def parse(data: bytes, *, header_only: bool = False) -> FileDataset | Reject:
     if not looks_like_dicom(data[:132]):
         return Reject("read", "not_dicom")
     try:
+        if _inflates_beyond(data, MAX_INFLATED_BYTES):
+            return Reject("read", "absurd_size", f"inflates to more than {MAX_INFLATED_BYTES >> 20} MiB")
         dataset = pydicom.dcmread(io.BytesIO(data), force=True, stop_before_pixels=header_only)
         # elements are parsed on access: touch the ones that later stages rely on while failures are expected
         empty = len(dataset) == 0
@@ -148,6 +152,23 @@ def parse(data: bytes, *, header_only: bool = False) -> FileDataset | Reject:
     if empty or (not header_only and _ends_early(dataset, data)):
         return Reject("read", "truncated")
     return dataset
+
+
+def _inflates_beyond(data: bytes, limit: int) -> bool:
+    """Whether a deflated data set is larger than ``limit`` once inflated, found out without holding it.
+
+    A deflated file of some megabytes can grow a thousandfold. The stream begins after the file meta information,
+    whose length its first element states (PS3.10 7.1); without that element it is not looked for.
+    """
+    if DeflatedExplicitVRLittleEndian.encode() not in data[:2048] or data[132:138] != b"\2\0\0\0UL":
+        return False
+    start = 144 + int.from_bytes(data[140:144], "little")
+    inflater = zlib.decompressobj(-zlib.MAX_WBITS)
+    total, pending = 0, data[start:]
+    while pending and not inflater.eof and total <= limit:
+        total += len(inflater.decompress(pending, 1 << 20))
+        pending = inflater.unconsumed_tail
+    return total > limit
 
 
 def _ends_early(dataset: FileDataset, data: bytes) -> bool:
