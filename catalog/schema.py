@@ -185,6 +185,7 @@ REASONS: dict[str, str] = {
     "unsupported_modality": "a modality that has no profile",
     "modality_not_selected": "the recipe does not take this modality",
     "localizer": "a localizer or scout, not a diagnostic slice",
+    "report_page": "a screen of text (dose, patient or protocol information), not an image of a patient",
     "too_small": "smaller than the recipe's smallest side",
     "blank": "(almost) nothing in it: foreground under the recipe's threshold",
     "constant": "all pixels have one value",

@@ -21,6 +21,8 @@ POLICY_VERSION = 1
 MAX_AGE_YEARS = 90
 RISKY_MODALITIES = frozenset({"US", "SC", "OT"})
 
+SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
+
 MODALITY_OF_CLASS = {
     "1.2.840.10008.5.1.4.1.1.1": "CR",
     "1.2.840.10008.5.1.4.1.1.1.1": "DX",
@@ -138,16 +140,24 @@ def policy_name(policy: str) -> str:
 
 
 def modality_of(header: FrameHeader) -> str | None:
-    """The modality: the stated one when it is one of ours, else that of the storage class, else what is stated.
+    """The modality: the stated one when it is one of ours, else that of the storage class, else None.
 
-    None when neither is known; text that is not a defined term of the standard never passes.
+    A secondary capture that says CT, MR, PT or NM is a picture of such images, not one of them, and becomes SC,
+    unless it says to be primary: archives hold primary images that were converted to that class.
     """
     stated = header.term("Modality")
+    if stated in ("CT", "MR", "PT", "NM") and is_secondary_capture(header) and header.terms("ImageType")[1:2] != ["PRIMARY"]:
+        return "SC"
     if stated in MODALITIES:
         return stated
     if not stated:
         return MODALITY_OF_CLASS.get(header.term("SOPClassUID"))
     return None
+
+
+def is_secondary_capture(header: FrameHeader) -> bool:
+    """Whether the storage class is one of the secondary captures (PS3.4 B.5)."""
+    return header.term("SOPClassUID").startswith(SECONDARY_CAPTURE)
 
 
 def identify(header: FrameHeader, keyer: Keyer, *, collection: str, policy: str, source_id: str) -> Identity:
@@ -213,7 +223,7 @@ def text_risk(header: FrameHeader, acquired: Acquisition, policy: str) -> str | 
         return Reject("deidentify", "text_in_pixels", "BurnedInAnnotation = YES")
     colour = acquired.photometric not in ("MONOCHROME1", "MONOCHROME2")
     secondary = acquired.modality in ("XA", "RF") and (acquired.image_type or "").find("SECONDARY") >= 0
-    risky = acquired.modality in RISKY_MODALITIES or colour or secondary
+    risky = acquired.modality in RISKY_MODALITIES or colour or secondary or is_secondary_capture(header)
     if risky and policy == "private":
         return Reject("deidentify", "text_in_pixels", "this kind of image needs its pixels searched")
     return "none" if stated == "NO" and not risky else "unknown"

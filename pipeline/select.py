@@ -29,6 +29,11 @@ NON_IMAGE_CLASSES = (
 """Storage classes, by how their UIDs begin, that hold no image of a patient (PS3.4 B.5)."""
 
 
+LOCALIZERS = frozenset({"LOCALIZER", "SCOUT", "SCANOGRAM", "SURVIEW", "REF_SURVIEW", "TOPOGRAM"})
+REPORT_PAGES = frozenset({"PATIENT_INFO", "DOSE_INFO", "DOSE", "DOSE_REPORT", "DOSE REPORT", "PROTOCOL"})
+"""Values of ImageType that makers give to screens of text."""
+
+
 def is_image(header: FrameHeader) -> Reject | None:
     """None for an object that holds an image, else ``not_an_image`` or ``no_pixel_data``."""
     if header.term("Modality") in NON_IMAGES or header.term("SOPClassUID").startswith(NON_IMAGE_CLASSES):
@@ -46,7 +51,9 @@ def select_object(header: FrameHeader, settings: SelectSettings) -> str | Reject
     if modality not in settings.modalities:
         return Reject("select", "modality_not_selected", modality)
     kinds = header.terms("ImageType")
-    if not settings.localizers and any(kind in ("LOCALIZER", "SCOUT", "SCANOGRAM") for kind in kinds):
+    if any(kind in REPORT_PAGES for kind in kinds):
+        return Reject("select", "report_page")
+    if not settings.localizers and any(kind in LOCALIZERS for kind in kinds):
         return Reject("select", "localizer")
     return modality
 

@@ -13,11 +13,15 @@ PAPER_RANGE = Range(-1024.0, 3072.0)  # (HU + 1024) / 4096 × 255
 
 
 def has_hounsfield_units(header: FrameHeader) -> bool:
-    """Whether the header says how stored values become HU (PS3.3 C.8.2.1.1): rescaled, and not to another unit."""
+    """Whether the header says how stored values become HU: rescaled, and not to another unit.
+
+    Original images are in HU even where the type says US, "unspecified" (PS3.3 C.8.2.1.1.2, C.11.1.1.2).
+    """
     macro = "PixelValueTransformationSequence"
+    if header.number("RescaleIntercept", macro) is None or header.number("RescaleSlope", macro) is None:
+        return False
     kind = header.term("RescaleType", macro)
-    stated = header.number("RescaleIntercept", macro) is not None and header.number("RescaleSlope", macro) is not None
-    return stated and kind in ("", "HU")
+    return kind in ("", "HU") or (kind == "US" and header.terms("ImageType")[:1] == ["ORIGINAL"])
 
 
 def normalize_ct(stored: Stored, header: FrameHeader, bits: int) -> Intensities:

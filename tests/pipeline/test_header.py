@@ -143,3 +143,13 @@ def test_a_real_header() -> None:
     dataset = pydicom.dcmread(TEST_FILES / "CT_small.dcm")
     found = acquisition(FrameHeader(dataset, 0), "CT")
     assert (found.manufacturer, found.model_name, found.kvp, found.sex, found.image_type) == ("GE", None, 120.0, "O", "ORIGINAL\\PRIMARY\\AXIAL")
+
+
+def test_a_secondary_capture_of_ct_is_not_ct() -> None:
+    capture = "1.2.840.10008.5.1.4.1.1.7"
+    assert modality_of(header(SOPClassUID=capture)) == "SC"
+    assert modality_of(header(SOPClassUID=capture, ImageType=["DERIVED", "PRIMARY"])) == "CT"
+    assert modality_of(header(SOPClassUID=capture, Modality="MG")) == "MG"  # films that were scanned
+    one = header(SOPClassUID=capture, Modality="MG")
+    found = text_risk(one, acquisition(one, "MG"), "private")
+    assert isinstance(found, Reject)

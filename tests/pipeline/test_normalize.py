@@ -210,3 +210,18 @@ def test_palette_colour_agrees_with_pydicom() -> None:
 def test_values_that_are_no_numbers_are_stored_as_the_darkest() -> None:
     values = np.array([[np.nan, 1.0]], np.float32)
     assert quantize(values, Range(0, 1), 16, "a.u.").pixels.tolist() == [[0, 65535]]
+
+
+@pytest.mark.parametrize(
+    ("elements", "unit"),
+    [
+        ({}, "a.u."),
+        ({"RescaleSlope": 1, "RescaleIntercept": 0}, "HU"),
+        ({"RescaleSlope": 1, "RescaleIntercept": 0, "RescaleType": "HU"}, "HU"),
+        ({"RescaleSlope": 1, "RescaleIntercept": 0, "RescaleType": "US", "ImageType": ["ORIGINAL", "PRIMARY"]}, "HU"),
+        ({"RescaleSlope": 1, "RescaleIntercept": 0, "RescaleType": "US", "ImageType": ["DERIVED", "PRIMARY"]}, "a.u."),
+        ({"RescaleSlope": 1, "RescaleIntercept": 0, "RescaleType": "ED", "ImageType": ["ORIGINAL", "PRIMARY"]}, "a.u."),
+    ],
+)
+def test_only_what_is_in_hounsfield_units_says_so(elements: dict[str, Any], unit: str) -> None:
+    assert run(gradient(), "CT", **elements).unit == unit
