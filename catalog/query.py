@@ -153,7 +153,9 @@ def read_catalog(
 
 def count_samples(root: Path, where: str | None = None, *, finished: bool = True) -> int:
     """How many samples meet the condition."""
-    return int(run_sql(root, f"SELECT count(*) AS n FROM catalog{where_clause(where)}", finished=finished)["n"][0].as_py())
+    return int(
+        run_sql(root, f"SELECT count(*) AS n FROM catalog{where_clause(where)}", finished=finished)["n"][0].as_py()
+    )
 
 
 # ---- why there is no answer
@@ -194,26 +196,24 @@ def why_empty(root: Path, where: str | None) -> tuple[str, ...]:
         first = counts.index(0, len(parts)) - len(parts)
         before = " AND ".join(part.sql for part in parts[:first])
         left = counts[len(parts) + first - 1]
-        return (
-            f"{left:,} samples have {before}, and {counts[first]:,} have {parts[first].sql}, but none has both",
-        )
+        return (f"{left:,} samples have {before}, and {counts[first]:,} have {parts[first].sql}, but none has both",)
 
 
 def _parts(connection: duckdb.DuckDBPyConnection, where: str) -> list[Part]:
     """The AND-ed parts of a condition, found by DuckDB's own parser."""
-    prefix = "SELECT 1 FROM catalog WHERE "
     try:
-        row = connection.execute("SELECT json_serialize_sql(?)", [f"{prefix}({where}\n)"]).fetchone()
+        statement = f"SELECT 1 FROM catalog WHERE ({where}\n)"
+        row = connection.execute("SELECT json_serialize_sql(?)", [statement]).fetchone()
         tree = json.loads(row[0]) if row else {}
         node = tree["statements"][0]["node"]
         parts = []
         for branch in _conjuncts(node["where_clause"]):
             node["where_clause"] = branch
             row = connection.execute("SELECT json_deserialize_sql(?)", [json.dumps(tree)]).fetchone()
-            sql = str(row[0]) if row else ""
-            if not sql.startswith(prefix):
+            condition = str(row[0]).partition(" WHERE ")[2] if row else ""
+            if not condition:
                 return [Part(where, ())]
-            parts.append(Part(_unwrapped(sql.removeprefix(prefix)), tuple(sorted(_columns(branch)))))
+            parts.append(Part(_unwrapped(condition), tuple(sorted(_columns(branch)))))
         return parts
     except (duckdb.Error, ValueError, KeyError, IndexError, TypeError):
         # a condition that DuckDB can run but not print is explained as a whole

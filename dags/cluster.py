@@ -68,7 +68,7 @@ def open_cluster(settings: ClusterSettings, scratch: Path) -> Iterator[Client]:
     with dask.config.set(config):
         if settings.scheduler:
             try:
-                client = Client(settings.scheduler, timeout="15s", set_as_default=False)
+                client = Client(settings.scheduler, timeout="10s", set_as_default=False)
             except (OSError, ValueError, TimeoutError):
                 raise LumidError(f"--scheduler {settings.scheduler}: no Dask scheduler answers there") from None
             with client:

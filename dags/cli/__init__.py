@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import signal
 import sys
+from types import FrameType
 from typing import Annotated
 
 import typer
@@ -43,18 +45,33 @@ def lumid(
     """Rebuild the LUMID medical image data set, stream it into pre-training, query it by modality."""
 
 
+class Stopped(BaseException):
+    """Ctrl-C or a polite kill. Not a KeyboardInterrupt: the command-line library would swallow that."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.exit_code = 128 + number
+
+
+def _stop(number: int, _frame: FrameType | None) -> None:
+    signal.signal(number, signal.SIG_IGN)  # once is enough: what cleans up must not be interrupted
+    raise Stopped(number)
+
+
 def main() -> None:
     """Run the command line; every expected error is one line on stderr and an exit code."""
     from lumid.dags.cli import build, demo, look, train  # noqa: F401  registers the commands
 
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _stop)
     try:
         app()
     except LumidError as error:
         Console(stderr=True, soft_wrap=True, highlight=False).print(f"[bold red]error:[/] {_escape(str(error))}")
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        typer.echo("interrupted; run the same command again to go on", err=True)
-        sys.exit(130)
+    except Stopped as stopped:
+        typer.echo("stopped; what is finished is kept: run the same command again to go on", err=True)
+        sys.exit(stopped.exit_code)
     except BrokenPipeError:
         sys.exit(EXIT_FAILED)
     except Exception as error:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from lumid.catalog.errors import DatasetError, UsageError
+from lumid.catalog.errors import UsageError
 from lumid.dags.cli import app
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ def query(
         return
     if group_by:
         selected = f"{group_by}, {select}" if select else f"{group_by}, count(*) AS samples"
-        order = order_by or ("samples DESC, ALL" if not select else "ALL")
+        order = order_by or (f"samples DESC, {group_by}" if not select else group_by)
         statement = f"SELECT {selected} FROM catalog{where_clause(condition)} GROUP BY {group_by} ORDER BY {order}"
     else:
         statement = f"SELECT {select or DEFAULT_COLUMNS} FROM catalog{where_clause(condition)}"

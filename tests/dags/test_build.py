@@ -188,7 +188,8 @@ def test_the_account_adds_up(built: Path) -> None:
 
 
 def test_plain_webdataset_reads_the_shards(built: Path) -> None:
-    pattern = str(built / "shards" / "lumid-{000000..%06d}.tar" % (len(read_manifest(built).shards) - 1))
+    last = len(read_manifest(built).shards) - 1
+    pattern = f"{built}/shards/lumid-{{000000..{last:06d}}}.tar"
     samples = list(webdataset.WebDataset(pattern, shardshuffle=False).to_tuple("__key__", "png", "json"))
     assert len(samples) == 240
     keys = [key for key, _, _ in samples]
@@ -289,10 +290,12 @@ def test_two_builds_into_one_folder(recipe: Path, tmp_path: Path) -> None:
     out = tmp_path / "data"
     process = start("build", recipe, "--out", out, "--workers", "1")
     wait_for_parts(out, 1, process)
+    process.send_signal(signal.SIGSTOP)  # it stays where it is, and keeps its claim
     assert json.loads(lumid("status", out, "--json").stdout)["state"] == "running"
     done = lumid("build", recipe, "--out", out)
     assert done.returncode == 1
     assert "another lumid is building here" in done.stderr
+    process.send_signal(signal.SIGCONT)
     process.communicate(timeout=TIMEOUT_S)
     assert process.returncode == 0
 

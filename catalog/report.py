@@ -1,0 +1,425 @@
+"""The report of a data set: one HTML file that needs nothing else, made from the catalog, the shards and the manifest."""
+
+from __future__ import annotations
+
+import base64
+import json
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import duckdb
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from lumid.catalog.cite import CollectionUse, collections_in, non_commercial_line, unstated_line
+from lumid.catalog.layout import Layout, Manifest, Shard, read_manifest, storage_errors, write_text
+from lumid.catalog.query import ask, connect, text
+from lumid.catalog.schema import REASONS
+from lumid.catalog.show import RGB, ImageRow, choose_rows, read_images, thumbnail
+
+THUMBNAILS, THUMBNAIL_SIZE, THUMBNAIL_QUALITY = 12, 192, 85
+BINS = 24
+BODY_PARTS = 14
+SHOWN_SHARDS = 500
+NOT_STATED = "not stated"
+
+MEASURES = (
+    ("Long side, as stored", "greatest(width, height)", "pixels"),
+    ("Pixel spacing, as stored", "pixel_spacing_row", "mm"),
+    ("Slice thickness", "slice_thickness", "mm"),
+    ("Slices in a series", "slice_count", "slices"),
+    ("Age of the patient", "age_years", "years"),
+    ("Foreground", "100 * foreground_fraction", "%"),
+    ("Sharpness", "sharpness", ""),
+    ("Encoded image", "length / 1000", "kB"),
+)
+"""Title, SQL and unit of the quantities that get a histogram."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reason:
+    """A reject code, what it means, how many frames it accounts for, and their share of all that were planned."""
+
+    code: str
+    meaning: str
+    frames: int
+    share: float
+
+
+@dataclass(frozen=True, slots=True)
+class Thumb:
+    """A picture as a data URI, its size in pixels, the two lines under it and what a screen reader says."""
+
+    uri: str
+    width: int
+    height: int
+    title: str
+    detail: str
+    alt: str
+
+
+@dataclass(frozen=True, slots=True)
+class ModalityView:
+    """A modality: how much of it there is, and some of its images."""
+
+    modality: str
+    samples: int
+    patients: int
+    series: int
+    share: float
+    train: int
+    thumbs: tuple[Thumb, ...]
+    shown_as: str
+
+
+@dataclass(frozen=True, slots=True)
+class Intensity:
+    """Intensities of a modality in one unit: over its samples, low p01, median p50 and high p99."""
+
+    modality: str
+    unit: str
+    samples: int
+    p01: float
+    p50: float
+    p99: float
+    foreground: float
+    sharpness: float
+
+
+@dataclass(frozen=True, slots=True)
+class Matrix:
+    """Samples by body part (rows) and modality (columns), with totals."""
+
+    modalities: tuple[str, ...]
+    rows: tuple[tuple[str, tuple[int, ...]], ...]
+    largest: int
+
+
+@dataclass(frozen=True, slots=True)
+class Bar:
+    """A bar of a histogram: its height as a share of the highest, and what it says."""
+
+    height: float
+    label: str
+
+
+@dataclass(frozen=True, slots=True)
+class Histogram:
+    """A distribution over the samples that state the quantity."""
+
+    title: str
+    unit: str
+    bars: tuple[Bar, ...]
+    low: str
+    high: str
+    median: str
+    stated: int
+    total: int
+    summary: str
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """A split: its samples and patients."""
+
+    split: str
+    samples: int
+    patients: int
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """All that the template shows."""
+
+    manifest: Manifest
+    description: str
+    samples: int
+    patients: int
+    series: int
+    rejected: int
+    megabytes: float
+    balanced: bool
+    reasons: tuple[Reason, ...]
+    modalities: tuple[ModalityView, ...]
+    matrix: Matrix
+    collections: tuple[CollectionUse, ...]
+    licence_notes: tuple[str, ...]
+    splits: tuple[Split, ...]
+    leaking_patients: int
+    intensities: tuple[Intensity, ...]
+    histograms: tuple[Histogram, ...]
+    shards: tuple[Shard, ...]
+    more_shards: int
+    recipe: str
+    build: tuple[tuple[str, str], ...]
+
+
+def write_report(root: Path) -> Path:
+    """Write ``report.html`` of a finished data set; its path."""
+    path = Layout(root).report
+    html = render_report(root, read_manifest(root))
+    with storage_errors(root):
+        write_text(path, html)
+    return path
+
+
+def render_report(root: Path, manifest: Manifest) -> str:
+    """The report as HTML: needs catalog, rejects and shards in place, and takes the manifest as a value.
+
+    Nothing but columns of the catalog and the rejects, pictures of stored samples and the manifest is in it.
+    """
+    environment = Environment(
+        loader=PackageLoader("lumid.catalog", "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"number": number, "percent": percent}
+    return environment.get_template("report.html").render(report=gather(root, manifest))
+
+
+def gather(root: Path, manifest: Manifest) -> Report:
+    """Ask the catalog for all that the report shows."""
+    with connect(root, finished=False) as connection:
+        totals = _row(
+            connection,
+            "SELECT count(*) AS samples, count(DISTINCT patient) AS patients, count(DISTINCT series) AS series FROM catalog",
+        )
+        rejected = int(_row(connection, "SELECT coalesce(sum(frames), 0)::BIGINT AS n FROM rejects")["n"])
+        counts = manifest.counts
+        uses = collections_in(connection)
+        notes = (non_commercial_line(uses), unstated_line(uses))
+        return Report(
+            manifest=manifest,
+            description=str(manifest.recipe.get("description", "")),
+            samples=totals["samples"],
+            patients=totals["patients"],
+            series=totals["series"],
+            rejected=rejected,
+            megabytes=sum(shard.bytes for shard in manifest.shards) / 1e6,
+            balanced=counts.planned == counts.kept + counts.rejected
+            and (counts.kept, counts.rejected) == (totals["samples"], rejected),
+            reasons=_reasons(connection, counts.planned),
+            modalities=_modalities(connection, root, totals["samples"]),
+            matrix=_matrix(connection),
+            collections=tuple(uses),
+            licence_notes=tuple(note for note in notes if note),
+            splits=tuple(
+                Split(**row)
+                for row in _rows(
+                    connection,
+                    "SELECT split, count(*) AS samples, count(DISTINCT patient) AS patients FROM catalog "
+                    "GROUP BY split ORDER BY samples DESC, split",
+                )
+            ),
+            leaking_patients=int(
+                _row(
+                    connection,
+                    "SELECT count(*) AS n FROM (SELECT patient FROM catalog GROUP BY patient HAVING count(DISTINCT split) > 1)",
+                )["n"]
+            ),
+            intensities=tuple(_intensities(connection)),
+            histograms=tuple(_histograms(connection, totals["samples"])),
+            shards=manifest.shards[:SHOWN_SHARDS],
+            more_shards=max(0, len(manifest.shards) - SHOWN_SHARDS),
+            recipe=json.dumps(manifest.recipe, indent=2, ensure_ascii=False),
+            build=tuple(_build_facts(manifest.build)),
+        )
+
+
+def _rows(connection: duckdb.DuckDBPyConnection, sql: str) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = ask(connection, sql).to_pylist()
+    return rows
+
+
+def _row(connection: duckdb.DuckDBPyConnection, sql: str) -> dict[str, Any]:
+    return _rows(connection, sql)[0]
+
+
+def _reasons(connection: duckdb.DuckDBPyConnection, planned: int) -> tuple[Reason, ...]:
+    rows = _rows(
+        connection, "SELECT code, sum(frames)::BIGINT AS frames FROM rejects GROUP BY code ORDER BY frames DESC, code"
+    )
+    return tuple(
+        Reason(row["code"], REASONS.get(row["code"], ""), row["frames"], row["frames"] / max(1, planned))
+        for row in rows
+    )
+
+
+# ---- modalities and their pictures
+
+
+def _modalities(connection: duckdb.DuckDBPyConnection, root: Path, samples: int) -> tuple[ModalityView, ...]:
+    rows = _rows(
+        connection,
+        "SELECT modality, count(*) AS samples, count(DISTINCT patient) AS patients, count(DISTINCT series) AS series, "
+        "count(*) FILTER (WHERE split = 'train') AS train FROM catalog GROUP BY modality ORDER BY samples DESC, modality",
+    )
+    views = []
+    for row in rows:
+        chosen = choose_rows(root, f"modality = {text(row['modality'])}", THUMBNAILS, finished=False)
+        images = read_images(root, chosen)
+        thumbs = tuple(
+            _thumb(one, thumbnail(one, pixels, THUMBNAIL_SIZE)) for one, pixels in zip(chosen, images, strict=True)
+        )
+        units = {one.intensity_unit for one in chosen}
+        views.append(ModalityView(**row, share=row["samples"] / samples, thumbs=thumbs, shown_as=_shown_as(units)))
+    return tuple(views)
+
+
+def _shown_as(units: Iterable[str]) -> str:
+    ways = {
+        "HU": "soft-tissue window, −160 to 240 HU",
+        "display": "full range",
+        "P-value": "full range",
+    }
+    return "; ".join(sorted({ways.get(unit, f"1st to 99th percentile ({unit})") for unit in units}))
+
+
+def _thumb(row: ImageRow, image: RGB) -> Thumb:
+    done, data = cv2.imencode(
+        ".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, THUMBNAIL_QUALITY]
+    )
+    if not done:
+        raise ValueError("JPEG encoder refused a thumbnail")
+    part = row.body_part or "body part not stated"
+    return Thumb(
+        uri="data:image/jpeg;base64," + base64.b64encode(data.tobytes()).decode("ascii"),
+        width=image.shape[1],
+        height=image.shape[0],
+        title=row.body_part or "–",
+        detail=f"{row.width}×{row.height} · {row.key[:6]}",
+        alt=f"{row.modality}, {part}, {row.width} by {row.height} pixels, key {row.key}",
+    )
+
+
+# ---- tables
+
+
+def _matrix(connection: duckdb.DuckDBPyConnection) -> Matrix:
+    cells: dict[tuple[str, str], int] = {}
+    parts: dict[str, int] = {}
+    modalities: dict[str, int] = {}
+    for row in _rows(connection, "SELECT modality, body_part, count(*) AS n FROM catalog GROUP BY ALL ORDER BY ALL"):
+        part = row["body_part"] or NOT_STATED
+        cells[part, row["modality"]] = row["n"]
+        parts[part] = parts.get(part, 0) + row["n"]
+        modalities[row["modality"]] = modalities.get(row["modality"], 0) + row["n"]
+    columns = tuple(sorted(modalities, key=lambda name: (-modalities[name], name)))
+    # what is not stated comes last, whatever its size
+    ordered = sorted(parts, key=lambda name: (name == NOT_STATED, -parts[name], name))
+    named = [name for name in ordered if name != NOT_STATED]
+    shown = [*named[:BODY_PARTS], *(name for name in ordered if name == NOT_STATED)]
+    rows = [(part, tuple(cells.get((part, modality), 0) for modality in columns)) for part in shown]
+    others = named[BODY_PARTS:]
+    if others:
+        summed = tuple(sum(cells.get((part, modality), 0) for part in others) for modality in columns)
+        rows.insert(BODY_PARTS, (f"{len(others)} others", summed))
+    return Matrix(columns, tuple(rows), max((value for _, values in rows for value in values), default=0))
+
+
+def _intensities(connection: duckdb.DuckDBPyConnection) -> Iterable[Intensity]:
+    for row in _rows(
+        connection,
+        "SELECT modality, intensity_unit AS unit, count(*) AS samples, quantile_cont(p01, 0.05) AS p01, "
+        "median(p50) AS p50, quantile_cont(p99, 0.95) AS p99, median(foreground_fraction) AS foreground, "
+        "median(sharpness) AS sharpness FROM catalog GROUP BY ALL ORDER BY samples DESC, modality, unit",
+    ):
+        yield Intensity(**row)
+
+
+# ---- histograms
+
+
+def _histograms(connection: duckdb.DuckDBPyConnection, total: int) -> Iterable[Histogram]:
+    for title, sql, unit in MEASURES:
+        ends = _row(
+            connection,
+            f"SELECT count(x) AS n, min(x)::DOUBLE AS low, max(x)::DOUBLE AS high, median(x)::DOUBLE AS middle, "
+            f"quantile_cont(x, 0.99)::DOUBLE AS usual FROM (SELECT ({sql})::DOUBLE AS x FROM catalog)",
+        )
+        if ends["n"]:
+            yield _histogram(connection, title, sql, unit, ends, total)
+
+
+def _histogram(
+    connection: duckdb.DuckDBPyConnection, title: str, sql: str, unit: str, ends: dict[str, Any], total: int
+) -> Histogram:
+    low, high = ends["low"], ends["high"]
+    # a few values far out would press all others into one bar: the last bar then takes them in
+    cut = ends["usual"] if low < ends["usual"] < low + (high - low) / 2 else high
+    width = (cut - low) / BINS
+    if width <= 0:  # all values are one: a bar in the middle
+        width = 1.0
+        low -= BINS / 2
+    counts = [0] * BINS
+    for row in _rows(
+        connection,
+        f"SELECT least({BINS - 1}, floor((x - {low!r}) / {width!r}))::INT AS bin, count(*) AS n "
+        f"FROM (SELECT ({sql})::DOUBLE AS x FROM catalog) WHERE x IS NOT NULL GROUP BY bin",
+    ):
+        counts[row["bin"]] = row["n"]
+    highest = max(counts)
+    bars = tuple(
+        Bar(
+            # a bar that stands for something stays visible
+            max(count / highest, 0.015) if count else 0.0,
+            f"{number(low + place * width)} to {number(high if place == BINS - 1 else low + (place + 1) * width)} "
+            f"{unit}: {count:,}",
+        )
+        for place, count in enumerate(counts)
+    )
+    last = f"≥ {number(cut - width)}" if cut < high else number(high)
+    middle = number(ends["middle"])
+    summary = (
+        f"{title}: from {number(low)} to {number(high)} {unit}, median {middle}, {ends['n']:,} of {total:,} samples"
+    )
+    return Histogram(title, unit, bars, number(ends["low"]), last, middle, ends["n"], total, summary)
+
+
+# ---- how it was made
+
+
+def _build_facts(build: dict[str, Any]) -> Iterable[tuple[str, str]]:
+    """The manifest's free facts about the build, in words."""
+    for name, value in build.items():
+        label = name.replace("_", " ").replace("per second", "/ s").replace(" mb", " MB").replace("mb ", "MB ")
+        if isinstance(value, bool | str) or value is None:
+            yield label, str(value)
+        elif isinstance(value, int | float):
+            yield label, f"{value:,}"
+        else:
+            yield label, json.dumps(value, ensure_ascii=False)
+
+
+# ---- numbers in words
+
+
+def number(value: float | None) -> str:
+    """A number for a person: thousands with commas, three digits that matter.
+
+    >>> [number(value) for value in (1234567, 0.70312, 3071.0, 12.34, None)]
+    ['1,234,567', '0.703', '3,071', '12.3', '–']
+    """
+    if value is None or not math.isfinite(value):
+        return "–"
+    if float(value).is_integer() or abs(value) >= 1000:
+        return f"{value:,.0f}".replace("-", "\N{MINUS SIGN}")
+    return f"{value:.3g}".replace("-", "\N{MINUS SIGN}")
+
+
+def percent(share: float) -> str:
+    """A share as a percentage that never rounds something to nothing, or nearly all to all.
+
+    >>> [percent(share) for share in (0, 0.0001, 0.284, 0.9999, 1)]
+    ['0 %', '< 0.1 %', '28.4 %', '> 99.9 %', '100 %']
+    """
+    if share in (0, 1):
+        return f"{100 * share:.0f} %"
+    if share < 0.001:
+        return "< 0.1 %"
+    return "> 99.9 %" if share > 0.999 else f"{100 * share:.1f} %"
