@@ -12,6 +12,8 @@ import duckdb
 from lumid.catalog.layout import Manifest, storage_errors, write_text
 from lumid.catalog.query import ask, connect
 
+COMMERCIAL = "NOT regexp_matches(license, '(?i)\\bnc\\b|non.?commercial')"
+"""SQL condition for the samples whose stated licence does not exclude commercial use."""
 NOT_STATED = "not stated by the source; check before you use it"
 
 PAPER = """@article{gupta2025medmae,
@@ -88,8 +90,7 @@ def non_commercial_line(uses: Sequence[CollectionUse]) -> str | None:
     if not bound:
         return None
     return (
-        f"{bound:,} of {total:,} samples ({_percent(bound, total)}) are under a licence that excludes commercial use; "
-        "leave them out with `NOT regexp_matches(license, '(?i)\\bnc\\b|non.?commercial')` where that matters."
+        f"{bound:,} of {total:,} samples ({_percent(bound, total)}) are under a licence that excludes commercial use."
     )
 
 
@@ -121,6 +122,8 @@ def licenses_md(uses: Sequence[CollectionUse]) -> str:
     for sentence in (non_commercial_line(uses), unstated_line(uses)):
         if sentence:
             lines += [sentence, ""]
+    if non_commercial_line(uses):
+        lines += [f"A condition that selects the rest, as far as a licence is stated: `{COMMERCIAL}`", ""]
     lines += [
         "| collection | licence | DOI | samples | patients | source |",
         "|---|---|---|---:|---:|---|",

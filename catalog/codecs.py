@@ -37,7 +37,8 @@ def decode(data: bytes | memoryview, codec: str) -> Pixels:
     Raises ``ValueError`` when the bytes are not an image of that codec.
     """
     if codec == "png":
-        image: Any = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+        # OpenCV answers no bytes with an error of its own
+        image: Any = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED) if len(data) else None
         if image is None:
             raise ValueError("not a readable PNG")
         pixels: Pixels = cv2.cvtColor(image, cv2.COLOR_BGR2RGB) if image.ndim == 3 else image

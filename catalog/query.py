@@ -41,7 +41,9 @@ def connect(root: Path, *, finished: bool = True) -> duckdb.DuckDBPyConnection:
         },
     )
     try:
-        connection.execute(f"SET allowed_paths = {_text_list(catalog + rejects)}")
+        files = [str(path) for path in catalog + rejects]
+        # DuckDB asks for leave twice: for the pattern that it is given, and for the file that it opens
+        connection.execute(f"SET allowed_paths = {_text_list([*files, *(_literal(file) for file in files)])}")
         connection.execute("SET enable_external_access = false")
         connection.execute("SET lock_configuration = true")
         _view(connection, "catalog", catalog, CATALOG)
@@ -58,13 +60,13 @@ def _view(connection: duckdb.DuckDBPyConnection, name: str, files: list[Path], s
     if not files:
         connection.register(name, schema.empty_table())
         return
-    # Files are listed, for a pattern would read the brackets and stars of a folder's name; and the modality is taken
-    # from the file's own folder, for hive_partitioning would take `key=…` and the like from any folder above it.
+    # The modality is taken from the file's own folder: hive_partitioning would take `key=…` and the like from any
+    # folder above it.
     folder = "regexp_extract(filename, 'modality=([^/]*)/[^/]*$', 1) AS modality"
     columns = ", ".join(folder if name == "catalog" and one == "modality" else f'"{one}"' for one in schema.names)
     connection.execute(
         f"CREATE VIEW {name} AS SELECT {columns} "
-        f"FROM read_parquet({_text_list(files)}, hive_partitioning = false, filename = true)"
+        f"FROM read_parquet({_text_list([_literal(str(path)) for path in files])}, hive_partitioning = false, filename = true)"
     )
 
 
@@ -77,8 +79,13 @@ def text(value: str) -> str:
     return "'" + value.replace("'", "''") + "'"
 
 
-def _text_list(values: Sequence[Path]) -> str:
-    return "[" + ", ".join(text(str(value)) for value in values) + "]"
+def _text_list(values: Sequence[str]) -> str:
+    return "[" + ", ".join(text(value) for value in values) + "]"
+
+
+def _literal(path: str) -> str:
+    """A path as a pattern that only this path meets: DuckDB reads ``*``, ``?`` and ``[`` in every name as a pattern."""
+    return re.sub(r"[*?\[]", r"[\g<0>]", path)
 
 
 def all_of(*conditions: str | None) -> str | None:
@@ -111,7 +118,10 @@ def ask(connection: duckdb.DuckDBPyConnection, sql: str) -> pa.Table:
             raise UsageError("the query must be one SELECT statement; nothing can be written, attached or set")
         return connection.sql(sql).to_arrow_table()
     except duckdb.Error as error:
-        if isinstance(error, duckdb.IOException | duckdb.SerializationException) or "parquet" in str(error).lower():
+        damaged = (
+            isinstance(error, duckdb.IOException | duckdb.SerializationException) or "parquet" in str(error).lower()
+        )
+        if damaged and not isinstance(error, duckdb.PermissionException):
             raise DatasetError(
                 "a file of the catalog cannot be read (damaged or gone); build the data set again"
             ) from None
@@ -213,7 +223,9 @@ def _parts(connection: duckdb.DuckDBPyConnection, where: str) -> list[Part]:
             condition = str(row[0]).partition(" WHERE ")[2] if row else ""
             if not condition:
                 return [Part(where, ())]
-            parts.append(Part(_unwrapped(condition), tuple(sorted(_columns(branch)))))
+            # an OR keeps its brackets: it is printed between ANDs
+            sql = condition if branch["class"] == "CONJUNCTION" else _unwrapped(condition)
+            parts.append(Part(sql, tuple(sorted(_columns(branch)))))
         return parts
     except (duckdb.Error, ValueError, KeyError, IndexError, TypeError):
         # a condition that DuckDB can run but not print is explained as a whole

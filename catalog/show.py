@@ -18,10 +18,10 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from lumid.catalog.codecs import Pixels, decode
+from lumid.catalog.codecs import Pixels, decode, encode
 from lumid.catalog.errors import DatasetError, UsageError
-from lumid.catalog.layout import Layout
-from lumid.catalog.query import all_of, read_catalog, run_sql, text, where_clause
+from lumid.catalog.layout import Layout, atomic_file, storage_errors
+from lumid.catalog.query import all_of, count_samples, read_catalog, run_sql, text, where_clause, why_empty
 from lumid.catalog.shards import read_range
 
 RGB = npt.NDArray[np.uint8]
@@ -248,7 +248,32 @@ def _write(sheet: RGB, line: str, left: int, baseline: int, width: int, colour: 
     cv2.putText(sheet, line, (left, baseline), cv2.FONT_HERSHEY_SIMPLEX, FONT_SCALE, colour, 1, cv2.LINE_AA)
 
 
-def sheet_of(root: Path, rows: Sequence[ImageRow], *, size: int = 192, window: str | None = None) -> RGB:
-    """The contact sheet of these samples of a data set: ``uint8 [rows, columns, 3]``; ``size``: of a tile, in pixels."""
+@dataclass(frozen=True, slots=True)
+class Sheet:
+    """A contact sheet that was written: its file, its size in pixels, what it shows of how many samples."""
+
+    path: Path
+    width: int
+    height: int
+    rows: tuple[ImageRow, ...]
+    samples: int
+
+
+def show(
+    root: Path, out: Path, where: str | None = None, *, n: int = 24, window: str | None = None, size: int = 192
+) -> Sheet:
+    """Write the contact sheet of at most ``n`` samples that meet ``where`` to the PNG file ``out``.
+
+    ``window``: one of :data:`WINDOWS`, for images in HU; ``size``: long side of a tile in pixels. Raises
+    :class:`UsageError`, with the reason, when no sample meets ``where``.
+
+    >>> show(root, Path("lungs.png"), "body_part = 'CHEST'", window="lung")  # doctest: +SKIP
+    """
+    rows = choose_rows(root, where, n)
+    if not rows:
+        raise UsageError("nothing to show: " + "; ".join(why_empty(root, where)))
     images = read_images(root, rows)
-    return contact_sheet([make_tile(row, pixels, size, window) for row, pixels in zip(rows, images, strict=True)])
+    sheet = contact_sheet([make_tile(row, pixels, size, window) for row, pixels in zip(rows, images, strict=True)])
+    with storage_errors(out), atomic_file(out) as file:
+        file.write(encode(sheet, "png"))
+    return Sheet(out, sheet.shape[1], sheet.shape[0], tuple(rows), count_samples(root, where))

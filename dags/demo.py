@@ -43,7 +43,9 @@ def demo(out: Path, console: Console, *, steps: int | None = None) -> DemoResult
     data = out / "data"
     result = build(load_recipe("demo"), data, ClusterSettings(), BuildProgress(console))
     counts = result.manifest.counts
-    console.print(f"planned {counts.planned} = kept {counts.kept} + rejected {counts.rejected}; every frame is accounted for")
+    console.print(
+        f"planned {counts.planned} = kept {counts.kept} + rejected {counts.rejected}; every frame is accounted for"
+    )
 
     console.rule("2 · query: what is in it, by modality")
     console.print(_table(data))
@@ -55,7 +57,9 @@ def demo(out: Path, console: Console, *, steps: int | None = None) -> DemoResult
         return DemoResult(data, result.manifest, sheet, None, None)
     run = out / "run"
     trained = run_pretraining(data, run, "tiny-cpu", steps=steps, console=console)
-    console.print(f"loss {trained.first_loss:.3f} → {trained.final_loss:.3f} in {trained.steps} steps, {trained.images_per_s:.0f} images/s")
+    console.print(
+        f"loss {trained.first_loss:.3f} → {trained.final_loss:.3f} in {trained.steps} steps, {trained.images_per_s:.0f} images/s"
+    )
 
     console.rule("4 · reconstruct: what it makes of images with three quarters hidden")
     figure = draw_reconstruction(run, data, out / "reconstruction.png")

@@ -146,7 +146,11 @@ def modality_of(header: FrameHeader) -> str | None:
     unless it says to be primary: archives hold primary images that were converted to that class.
     """
     stated = header.term("Modality")
-    if stated in ("CT", "MR", "PT", "NM") and is_secondary_capture(header) and header.terms("ImageType")[1:2] != ["PRIMARY"]:
+    if (
+        stated in ("CT", "MR", "PT", "NM")
+        and is_secondary_capture(header)
+        and header.terms("ImageType")[1:2] != ["PRIMARY"]
+    ):
         return "SC"
     if stated in MODALITIES:
         return stated

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-from pydantic_core import ErrorDetails
 
 from lumid.catalog.codecs import Codec
 from lumid.catalog.errors import RecipeError
 from lumid.catalog.keys import MIN_SECRET_BYTES, PUBLIC_SECRET, Keyer
+from lumid.catalog.settings import explain
 
 Modality = Literal["CT", "MR", "PT", "CR", "DX", "MG", "XA", "RF", "NM", "US", "SC", "OT"]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -168,38 +168,12 @@ def parse_recipe(text: str, label: str, *, base: Path) -> Recipe:
     try:
         recipe = Recipe.model_validate_json(json.dumps(values, default=str))
     except ValidationError as error:
-        raise RecipeError("; ".join(f"{label}: {_explain(detail)}" for detail in error.errors()[:5])) from None
+        raise RecipeError("; ".join(f"{label}: {explain(detail, Recipe)}" for detail in error.errors()[:5])) from None
     sources = tuple(
         source.model_copy(update={"path": str(base / Path(source.path).expanduser())}) if source.path else source
         for source in recipe.sources
     )
     return recipe.model_copy(update={"sources": sources})
-
-
-def _explain(detail: ErrorDetails) -> str:
-    key = ".".join(str(part) for part in detail["loc"]) or "the recipe"
-    kind, context = detail["type"], detail.get("ctx", {})
-    if kind == "extra_forbidden":
-        allowed = ", ".join(_allowed_keys(detail["loc"]))
-        return f"{key}: unknown key; allowed here: {allowed}"
-    if kind == "missing":
-        return f"{key}: missing; this key is required"
-    if kind == "literal_error":
-        return f"{key}: {detail['input']!r} is not allowed; use {context['expected']}"
-    if kind == "value_error":
-        return f"{key}: {context['error']}"
-    if kind == "string_pattern_mismatch":
-        return f"{key}: {detail['input']!r} is not allowed; lower-case letters, digits, '_' and '-', beginning with a letter or digit"
-    return f"{key}: {detail['msg'][0].lower()}{detail['msg'][1:]}, not {detail['input']!r}"
-
-
-def _allowed_keys(location: tuple[int | str, ...]) -> list[str]:
-    section: type[BaseModel] = Recipe
-    for part in location[:-1]:
-        if isinstance(part, str):
-            field = section.model_fields[part].annotation
-            section = SourceSettings if part == "sources" else field  # type: ignore[assignment]
-    return list(section.model_fields)
 
 
 def make_recipe(folder: Path, *, collection: str, license: str | None = None, doi: str | None = None) -> Recipe:
@@ -214,7 +188,7 @@ def make_recipe(folder: Path, *, collection: str, license: str | None = None, do
     try:
         return Recipe(name=re.sub(r"[^a-z0-9_-]", "-", collection), sources=(SourceSettings(**values),))
     except ValidationError as error:
-        raise RecipeError("; ".join(_explain(detail) for detail in error.errors())) from None
+        raise RecipeError("; ".join(explain(detail, Recipe) for detail in error.errors())) from None
 
 
 def make_keyer(settings: DeidSettings) -> Keyer:

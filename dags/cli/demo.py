@@ -15,7 +15,9 @@ from lumid.dags.cli import app
 @app.command()
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for everything the demo makes.")] = Path("lumid-demo"),
-    steps: Annotated[int | None, typer.Option(min=1, help="Training steps; by default what takes about two minutes.")] = None,
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="Training steps; by default what takes about two minutes.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print where everything is as JSON.")] = False,
 ) -> None:
     """Build, query, pre-train and reconstruct on real DICOM, in a few minutes and offline.
@@ -28,7 +30,10 @@ def demo(
 
     done = run(out, Console(stderr=as_json, highlight=False), steps=steps)
     if as_json:
-        places = {name: str(getattr(done, name)) if getattr(done, name) else None for name in ("data", "sheet", "run", "figure")}
+        places = {
+            name: str(getattr(done, name)) if getattr(done, name) else None
+            for name in ("data", "sheet", "run", "figure")
+        }
         typer.echo(json.dumps(places))
         return
     data = done.data
@@ -50,7 +55,7 @@ def demo(
         f"lumid query {data} --group-by modality,body_part",
         f"lumid show {data} --modality MR --out mr.png",
         f"lumid rejects {data} --by-code",
-        f"lumid build --source FOLDER_OF_DICOM --out my-data",
+        "lumid build --source FOLDER_OF_DICOM --out my-data",
         f"lumid pretrain --data {data} --help",
     ):
         console.print(f"  {command}")

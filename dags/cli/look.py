@@ -53,7 +53,7 @@ class WindowName(StrEnum):
 def query(
     dataset: Dataset,
     where: Annotated[
-        str | None, typer.Argument(metavar="[WHERE]", help="A SQL condition on the catalog's columns.")
+        str | None, typer.Argument(metavar="WHERE", help="A SQL condition on the catalog's columns.")
     ] = None,
     select: Annotated[str | None, typer.Option(help="Columns or SQL expressions, with commas.")] = None,
     group_by: Annotated[str | None, typer.Option(help="Count the samples of each value of these columns.")] = None,
@@ -148,27 +148,18 @@ def show(
 
         lumid show DATASET --where "split = 'val' AND age_years > 60" --n 48
     """
-    from lumid.catalog.codecs import encode
-    from lumid.catalog.layout import atomic_file, storage_errors
-    from lumid.catalog.query import all_of, count_samples, why_empty
-    from lumid.catalog.show import choose_rows, sheet_of
+    from lumid.catalog.query import all_of
+    from lumid.catalog.show import show as draw
 
     condition = all_of(where, _one_of("modality", modality), _one_of("body_part", body_part))
-    total = count_samples(dataset, condition)
-    if total == 0:
-        raise UsageError("nothing to show: " + "; ".join(why_empty(dataset, condition)))
-    rows = choose_rows(dataset, condition, n)
-    sheet = sheet_of(dataset, rows, window=window.value if window else None)
-    with storage_errors(out), atomic_file(out) as file:
-        file.write(encode(sheet, "png"))
-    if window and not any(row.intensity_unit == "HU" for row in rows):
+    sheet = draw(dataset, out, condition, n=n, window=window.value if window else None)
+    if window and not any(row.intensity_unit == "HU" for row in sheet.rows):
         typer.echo("--window had no effect: none of these images is in HU", err=True)
     if as_json:
-        typer.echo(
-            json.dumps({"out": str(out), "shown": len(rows), "samples": total, "keys": [row.key for row in rows]})
-        )
+        keys = [row.key for row in sheet.rows]
+        typer.echo(json.dumps({"out": str(out), "shown": len(keys), "samples": sheet.samples, "keys": keys}))
     else:
-        typer.echo(f"{out}: {len(rows):,} of {total:,} samples, {sheet.shape[1]} × {sheet.shape[0]} pixels")
+        typer.echo(f"{out}: {len(sheet.rows):,} of {sheet.samples:,} samples, {sheet.width} × {sheet.height} pixels")
 
 
 @app.command()

@@ -43,7 +43,12 @@ def start(*arguments: str | Path, **environment: str) -> subprocess.Popen[str]:
 
 def content(root: Path) -> dict[str, str]:
     """Hashes of everything that must not depend on the way a data set was built."""
-    files = [*sorted((root / "shards").iterdir()), *sorted((root / "catalog").rglob("*.parquet")), *sorted((root / "rejects").iterdir()), root / "lock.parquet"]
+    files = [
+        *sorted((root / "shards").iterdir()),
+        *sorted((root / "catalog").rglob("*.parquet")),
+        *sorted((root / "rejects").iterdir()),
+        root / "lock.parquet",
+    ]
     found = {str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
     return found | {"catalog_hash": read_manifest(root).catalog_hash}
 
@@ -178,7 +183,12 @@ def test_a_finished_build_whose_source_changed_says_so(study: Path, tmp_path: Pa
 
 def test_the_account_adds_up(built: Path) -> None:
     manifest = read_manifest(built)
-    assert (manifest.counts.objects, manifest.counts.planned, manifest.counts.kept, manifest.counts.rejected) == (241, 241, 240, 1)
+    assert (manifest.counts.objects, manifest.counts.planned, manifest.counts.kept, manifest.counts.rejected) == (
+        241,
+        241,
+        240,
+        1,
+    )
     kept = duckdb.sql(f"select count(*) from '{built}/catalog/*/*.parquet'").fetchone()
     assert kept == (240,)
     for shard in manifest.shards:
@@ -194,7 +204,12 @@ def test_plain_webdataset_reads_the_shards(built: Path) -> None:
     assert len(samples) == 240
     keys = [key for key, _, _ in samples]
     assert keys == sorted(keys)
-    rows = {row[0]: row[1:] for row in duckdb.sql(f"select key, shard, \"offset\", length, pixel_hash from '{built}/catalog/*/*.parquet'").fetchall()}
+    rows = {
+        row[0]: row[1:]
+        for row in duckdb.sql(
+            f"select key, shard, \"offset\", length, pixel_hash from '{built}/catalog/*/*.parquet'"
+        ).fetchall()
+    }
     for key, png, text in samples:
         shard, offset, length, _ = rows[key]
         with (built / "shards" / shard).open("rb") as file:
@@ -206,11 +221,15 @@ def test_plain_webdataset_reads_the_shards(built: Path) -> None:
 
 def test_members_of_shards_hold_nothing_but_names_and_sizes(built: Path) -> None:
     with tarfile.open(next((built / "shards").iterdir())) as archive:
-        assert {(info.mtime, info.uid, info.gid, info.uname, info.gname, info.mode) for info in archive} == {(0, 0, 0, "", "", 0o644)}
+        assert {(info.mtime, info.uid, info.gid, info.uname, info.gname, info.mode) for info in archive} == {
+            (0, 0, 0, "", "", 0o644)
+        }
 
 
 def test_splits_are_by_patient(built: Path) -> None:
-    found = duckdb.sql(f"select patient, count(distinct split) from '{built}/catalog/*/*.parquet' group by 1").fetchall()
+    found = duckdb.sql(
+        f"select patient, count(distinct split) from '{built}/catalog/*/*.parquet' group by 1"
+    ).fetchall()
     assert len(found) == 8
     assert {splits for _, splits in found} == {1}
 
@@ -245,7 +264,9 @@ PYDICOM_REASONS = {
 
 
 def test_every_file_of_pydicom_is_accounted_for(demo: Path) -> None:
-    kept: Counter[str] = Counter(name for (name,) in duckdb.sql(f"select source_id from '{demo}/catalog/*/*.parquet'").fetchall())
+    kept: Counter[str] = Counter(
+        name for (name,) in duckdb.sql(f"select source_id from '{demo}/catalog/*/*.parquet'").fetchall()
+    )
     rejected = dict(duckdb.sql(f"select source_id, code from '{demo}/rejects/*.parquet'").fetchall())
     files = {path.relative_to(TEST_FILES).as_posix() for path in TEST_FILES.rglob("*") if path.is_file()}
     assert set(kept) | set(rejected) == files
@@ -259,7 +280,9 @@ def test_every_file_of_pydicom_is_accounted_for(demo: Path) -> None:
 def test_a_frame_of_ours_is_the_frame_of_pydicom(demo: Path) -> None:
     import pydicom
 
-    (row,) = duckdb.sql(f"select shard, \"offset\", length, store_slope, store_intercept from '{demo}/catalog/*/*.parquet' where source_id = 'CT_small.dcm'").fetchall()
+    (row,) = duckdb.sql(
+        f"select shard, \"offset\", length, store_slope, store_intercept from '{demo}/catalog/*/*.parquet' where source_id = 'CT_small.dcm'"
+    ).fetchall()
     with (demo / "shards" / row[0]).open("rb") as file:
         file.seek(row[1])
         pixels = decode(file.read(row[2]), "png")
@@ -326,7 +349,9 @@ def test_an_out_that_holds_something_else_is_refused(what: str, tmp_path: Path) 
         (["query", "no-such"], 1, "not a data set"),
     ],
 )
-def test_wrong_use_is_one_line_and_an_exit_code(arguments: list[str], code: int, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wrong_use_is_one_line_and_an_exit_code(
+    arguments: list[str], code: int, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     done = lumid(*arguments)
     assert done.returncode == code
@@ -356,7 +381,9 @@ def test_an_empty_folder(tmp_path: Path) -> None:
 def test_more_rejects_than_the_recipe_allows_is_exit_code_3(tmp_path: Path) -> None:
     (tmp_path / "source").mkdir()
     (tmp_path / "source" / "a.txt").write_text("no image")
-    (tmp_path / "r.toml").write_text('name = "r"\n[[sources]]\nkind = "folder"\npath = "source"\n[limits]\nmax_reject_fraction = 0.5\n')
+    (tmp_path / "r.toml").write_text(
+        'name = "r"\n[[sources]]\nkind = "folder"\npath = "source"\n[limits]\nmax_reject_fraction = 0.5\n'
+    )
     done = lumid("build", tmp_path / "r.toml", "--out", tmp_path / "data")
     assert done.returncode == 3
     assert "more than 50%" in done.stderr
@@ -385,7 +412,7 @@ CRASH = """
 import os, pydicom
 _read = pydicom.dcmread
 def read(source, *arguments, **named):
-    if b"POISON" in source.getbuffer():
+    if b"POISON" in source.getvalue():
         os.kill(os.getpid(), 9)
     return _read(source, *arguments, **named)
 pydicom.dcmread = read
@@ -448,7 +475,19 @@ def test_version_lists_the_libraries() -> None:
 def test_help_of_every_command_has_an_example() -> None:
     top = lumid("--help")
     assert top.returncode == 0
-    for command in ("demo", "build", "status", "query", "show", "rejects", "report", "cite", "pretrain", "reconstruct", "export"):
+    for command in (
+        "demo",
+        "build",
+        "status",
+        "query",
+        "show",
+        "rejects",
+        "report",
+        "cite",
+        "pretrain",
+        "reconstruct",
+        "export",
+    ):
         assert command in top.stdout
         done = lumid(command, "--help")
         assert done.returncode == 0

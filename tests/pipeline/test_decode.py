@@ -12,7 +12,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydicom.encaps import encapsulate
 
-from lumid.pipeline.decode import FrameHeader, ImageSize, Limits, decode_frames, image_size, looks_like_dicom, parse, quiet_libraries
+from lumid.pipeline.decode import (
+    FrameHeader,
+    ImageSize,
+    Limits,
+    decode_frames,
+    image_size,
+    looks_like_dicom,
+    parse,
+    quiet_libraries,
+)
 from lumid.pipeline.reject import Reject
 from tests.dicom import SHARED, TEST_FILES, as_bytes, gradient, image
 
@@ -165,13 +174,23 @@ def test_functional_groups_are_read_frame_first_then_shared_then_the_object() ->
     assert FrameHeader(dataset, 1).number("SliceThickness") == 1
 
 
-@pytest.mark.parametrize(("head", "is_dicom"), [(b"\x08\x00\x05\x00CS", False), (b"\x08\x00\x05\x00CS\x0a\x00", True), (b"\x00\x08\x00\x05CS\x00\x0a", True), (b"GIF89a..", False)])
+@pytest.mark.parametrize(
+    ("head", "is_dicom"),
+    [
+        (b"\x08\x00\x05\x00CS", False),
+        (b"\x08\x00\x05\x00CS\x0a\x00", True),
+        (b"\x00\x08\x00\x05CS\x00\x0a", True),
+        (b"GIF89a..", False),
+    ],
+)
 def test_files_without_a_preamble(head: bytes, is_dicom: bool) -> None:
     assert looks_like_dicom(head) is is_dicom
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.lists(st.tuples(st.integers(128, 4000), st.integers(0, 255)), min_size=1, max_size=30), st.integers(100, 40_000))
+@given(
+    st.lists(st.tuples(st.integers(128, 4000), st.integers(0, 255)), min_size=1, max_size=30), st.integers(100, 40_000)
+)
 def test_mutated_files_never_raise(changes: list[tuple[int, int]], length: int) -> None:
     data = bytearray((TEST_FILES / "CT_small.dcm").read_bytes()[:length])
     for position, value in changes:
@@ -180,7 +199,9 @@ def test_mutated_files_never_raise(changes: list[tuple[int, int]], length: int) 
     assert isinstance(reason(bytes(data)), str)
 
 
-@pytest.mark.skipif(not SHARED.is_dir(), reason="needs the shared folder of real images, which is not part of the project")
+@pytest.mark.skipif(
+    not SHARED.is_dir(), reason="needs the shared folder of real images, which is not part of the project"
+)
 def test_real_files_of_many_vendors_decode() -> None:
     refused = {}
     for path in sorted(SHARED.rglob("*")):
@@ -198,7 +219,9 @@ def test_real_files_of_many_vendors_decode() -> None:
 
 
 def test_reading_prints_nothing_of_the_header(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    dataset = image(gradient(), PatientName="Doe^Jane", PatientBirthDate="31121961", Modality="SMITH^JOHN  WITH A LONG NAME")
+    dataset = image(
+        gradient(), PatientName="Doe^Jane", PatientBirthDate="31121961", Modality="SMITH^JOHN  WITH A LONG NAME"
+    )
     parsed = parse(as_bytes(dataset))
     assert not isinstance(parsed, Reject)
     header = FrameHeader(parsed, 0)
@@ -207,4 +230,3 @@ def test_reading_prints_nothing_of_the_header(capfd: pytest.CaptureFixture[str],
     assert list(decode_frames(parsed, ImageSize(64, 48, 1, 1)))
     printed = capfd.readouterr()
     assert printed.out + printed.err == ""
-

@@ -35,8 +35,22 @@ def test_planes() -> None:
 
 
 def test_position_is_along_the_normal() -> None:
-    found = geometry(header(ImageOrientationPatient=[1, 0, 0, 0, 1, 0], ImagePositionPatient=[5, 6, -120.5], PixelSpacing=[0.7, 0.8], SliceThickness=2.5), "CT")
-    assert (found.plane, found.slice_position, found.spacing_row, found.spacing_column, found.slice_thickness) == ("axial", -120.5, 0.7, 0.8, 2.5)
+    found = geometry(
+        header(
+            ImageOrientationPatient=[1, 0, 0, 0, 1, 0],
+            ImagePositionPatient=[5, 6, -120.5],
+            PixelSpacing=[0.7, 0.8],
+            SliceThickness=2.5,
+        ),
+        "CT",
+    )
+    assert (found.plane, found.slice_position, found.spacing_row, found.spacing_column, found.slice_thickness) == (
+        "axial",
+        -120.5,
+        0.7,
+        0.8,
+        2.5,
+    )
 
 
 def test_spacing_of_a_projection_comes_from_the_detector_when_that_is_all_there_is() -> None:
@@ -90,7 +104,10 @@ def test_each_column_has_its_sanitiser(elements: dict[str, Any], column: str, va
 FREE_TEXT = ("BodyPartExamined", "Manufacturer", "ManufacturerModelName", "ConvolutionKernel", "ScanningSequence", "PatientAge", "PatientSex", "ImageType", "ViewPosition", "ImageLaterality", "PhotometricInterpretation", "PatientBirthDate", "StudyDate")  # fmt: skip
 
 
-@given(st.text(st.characters(blacklist_categories=("Cs",)), min_size=4, max_size=30).map(lambda text: "Zq" + text), st.sampled_from(FREE_TEXT))
+@given(
+    st.text(st.characters(blacklist_categories=("Cs",)), min_size=4, max_size=30).map(lambda text: "Zq" + text),
+    st.sampled_from(FREE_TEXT),
+)
 def test_no_free_text_gets_through(text: str, keyword: str) -> None:
     found = acquisition(header(**{keyword: text}), "CT")
     for name in found.__slots__:
@@ -142,7 +159,13 @@ def test_what_is_done_about_text_in_pixels(policy: str, elements: dict[str, Any]
 def test_a_real_header() -> None:
     dataset = pydicom.dcmread(TEST_FILES / "CT_small.dcm")
     found = acquisition(FrameHeader(dataset, 0), "CT")
-    assert (found.manufacturer, found.model_name, found.kvp, found.sex, found.image_type) == ("GE", None, 120.0, "O", "ORIGINAL\\PRIMARY\\AXIAL")
+    assert (found.manufacturer, found.model_name, found.kvp, found.sex, found.image_type) == (
+        "GE",
+        None,
+        120.0,
+        "O",
+        "ORIGINAL\\PRIMARY\\AXIAL",
+    )
 
 
 def test_a_secondary_capture_of_ct_is_not_ct() -> None:

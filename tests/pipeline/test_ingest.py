@@ -15,7 +15,15 @@ from lumid.catalog.keys import PUBLIC_SECRET, Keyer
 from lumid.catalog.shards import read_range, read_samples
 from lumid.pipeline.decode import quiet_libraries
 from lumid.pipeline.ingest import BatchResult, assign_split, ingest
-from lumid.pipeline.pack import PartFiles, build_index, pack_shard, plan_catalog, plan_shards, write_catalog_chunk, write_part
+from lumid.pipeline.pack import (
+    PartFiles,
+    build_index,
+    pack_shard,
+    plan_catalog,
+    plan_shards,
+    write_catalog_chunk,
+    write_part,
+)
 from lumid.pipeline.plan import Batch, group_series, listing_hash, make_batches, scan
 from lumid.pipeline.recipe import Recipe, SelectSettings, SplitSettings, make_recipe
 from lumid.pipeline.reject import Reject
@@ -42,7 +50,9 @@ def plain(folder: Path, **changes: Any) -> Recipe:
 
 def batches_of(recipe: Recipe) -> list[Batch]:
     source = open_source(recipe.sources[0], KEYER)
-    return make_batches(group_series(scan(source, source.objects(), KEYER, "public")), 0, recipe.hash(), recipe.shards.batch_slices)
+    return make_batches(
+        group_series(scan(source, source.objects(), KEYER, "public")), 0, recipe.hash(), recipe.shards.batch_slices
+    )
 
 
 def run(folder: Path, **changes: Any) -> BatchResult:
@@ -132,7 +142,9 @@ def test_images_are_shrunk_to_the_long_side_and_spacing_follows(tmp_path: Path) 
     assert (rows["big"].orig_rows, rows["big"].orig_columns) == (512, 256)
 
 
-def test_a_failure_of_ours_is_one_reject_and_says_nothing_of_the_header(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failure_of_ours_is_one_reject_and_says_nothing_of_the_header(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     write(tmp_path, "a", PatientName="Doe^Jane")
     write(tmp_path, "b")
 
@@ -190,7 +202,9 @@ def test_a_folder_that_leads_back_to_itself_is_read_once(tmp_path: Path) -> None
 
 def test_splits_are_by_patient_and_near_their_share() -> None:
     drawn = [assign_split(f"patient {number}", SplitSettings(val=0.2, test=0.1), KEYER) for number in range(4000)]
-    assert drawn == [assign_split(f"patient {number}", SplitSettings(val=0.2, test=0.1), KEYER) for number in range(4000)]
+    assert drawn == [
+        assign_split(f"patient {number}", SplitSettings(val=0.2, test=0.1), KEYER) for number in range(4000)
+    ]
     assert 0.17 < drawn.count("val") / 4000 < 0.23
     assert 0.07 < drawn.count("test") / 4000 < 0.13
 
@@ -218,7 +232,12 @@ def test_shards_do_not_depend_on_how_the_work_was_cut(tmp_path: Path) -> None:
     source.mkdir()
     rng = np.random.default_rng(0)
     for number in range(30):
-        write(source, f"f{number:02}", rng.integers(0, 2000, (64, 64)).astype(np.int16), SeriesInstanceUID=f"1.2.{number % 7}")
+        write(
+            source,
+            f"f{number:02}",
+            rng.integers(0, 2000, (64, 64)).astype(np.int16),
+            SeriesInstanceUID=f"1.2.{number % 7}",
+        )
     one = packed(source, tmp_path / "one", batch_slices=1000)
     many = packed(source, tmp_path / "many", batch_slices=3)
     assert len(one) > 3

@@ -55,7 +55,9 @@ def test_ct_with_a_fractional_slope_agrees_with_the_integer_way() -> None:
 
 def test_ct_padding_becomes_air() -> None:
     pixels = np.array([[-2000, -1500, 0, 40]], np.int16)
-    stored = run(pixels, "CT", RescaleSlope=1, RescaleIntercept=0, PixelPaddingValue=-2000, PixelPaddingRangeLimit=-1400)
+    stored = run(
+        pixels, "CT", RescaleSlope=1, RescaleIntercept=0, PixelPaddingValue=-2000, PixelPaddingRangeLimit=-1400
+    )
     assert in_unit(stored).tolist() == [[-1024, -1024, 0, 40]]
 
 
@@ -157,7 +159,14 @@ def test_suv_over_midnight() -> None:
 
 @pytest.mark.parametrize(
     "changes",
-    [{"PatientWeight": None}, {"PatientWeight": 0}, {"DecayCorrection": "NONE"}, {"Units": "CNTS"}, {"CorrectedImage": ["ATTN"]}, {"RadiopharmaceuticalInformationSequence": None}],
+    [
+        {"PatientWeight": None},
+        {"PatientWeight": 0},
+        {"DecayCorrection": "NONE"},
+        {"Units": "CNTS"},
+        {"CorrectedImage": ["ATTN"]},
+        {"RadiopharmaceuticalInformationSequence": None},
+    ],
 )
 def test_no_suv_without_what_it_needs(changes: dict[str, Any]) -> None:
     header = FrameHeader(pet(**changes), 0)
@@ -168,7 +177,9 @@ def test_no_suv_without_what_it_needs(changes: dict[str, Any]) -> None:
 @pytest.mark.parametrize("function", ["LINEAR", "LINEAR_EXACT", "SIGMOID"])
 def test_windows_agree_with_pydicom(function: str) -> None:
     pixels = gradient(dtype=np.uint16, high=4095)
-    dataset = image(pixels, BitsStored=12, HighBit=11, WindowCenter=1800, WindowWidth=900, VOILUTFunction=function, Modality="DX")
+    dataset = image(
+        pixels, BitsStored=12, HighBit=11, WindowCenter=1800, WindowWidth=900, VOILUTFunction=function, Modality="DX"
+    )
     theirs = apply_voi_lut(pixels, dataset) / 4095
     ours = window(pixels.astype(np.float32), 1800, 900, function)
     assert ours is not None
