@@ -107,8 +107,9 @@ def _resample(batch: Batch, low: Tensor, high: Tensor, crop: Crop, image_size: i
     y = ((crop.top[:, None] + steps[None] * crop.height[:, None]) * size[:, :1]).clamp(min=0.5)
     x = ((crop.left[:, None] + across * crop.width[:, None]) * size[:, 1:]).clamp(min=0.5)
     y, x = torch.minimum(y, size[:, :1] - 0.5), torch.minimum(x, size[:, 1:] - 0.5)
-    grid = torch.stack(
-        torch.broadcast_tensors((x * 2 / canvas - 1)[:, None, :], (y * 2 / canvas - 1)[:, :, None]), dim=-1
-    )
+    side = image_size * OVERSAMPLE
+    columns = (x * 2 / canvas - 1)[:, None, :].expand(-1, side, -1)
+    rows = (y * 2 / canvas - 1)[:, :, None].expand(-1, -1, side)
+    grid = torch.stack([columns, rows], dim=-1)
     sampled = F.grid_sample(values, grid, mode="bilinear", padding_mode="border", align_corners=False)
     return F.avg_pool2d(sampled, OVERSAMPLE)

@@ -68,8 +68,7 @@ class MaskedAutoencoder(nn.Module):
             depth=shape.depth, num_heads=shape.heads, class_token=True, global_pool="token",
         )  # fmt: skip
         self.grid = image_size // patch_size
-        positions = sincos_positions(self.grid, shape.width)
-        self.encoder.pos_embed = nn.Parameter(positions, requires_grad=False)
+        self.encoder.pos_embed = nn.Parameter(sincos_positions(self.grid, shape.width), requires_grad=False)
         self.decoder_embed = nn.Linear(shape.width, shape.decoder_width)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, shape.decoder_width))
         self.decoder_positions = nn.Parameter(sincos_positions(self.grid, shape.decoder_width), requires_grad=False)
@@ -91,8 +90,20 @@ class MaskedAutoencoder(nn.Module):
                 nn.init.zeros_(module.bias)
         projection = self.encoder.patch_embed.proj.weight
         nn.init.xavier_uniform_(projection.view(projection.shape[0], -1))  # a patch embedding is a linear layer
-        nn.init.normal_(self.encoder.cls_token, std=0.02)
+        nn.init.normal_(self._class_token, std=0.02)
         nn.init.normal_(self.mask_token, std=0.02)
+
+    @property
+    def _class_token(self) -> Tensor:
+        token = self.encoder.cls_token
+        assert token is not None, "the encoder was made with a class token"
+        return token
+
+    @property
+    def _positions(self) -> Tensor:
+        positions = self.encoder.pos_embed
+        assert positions is not None, "the encoder was given its positions"
+        return positions
 
     @property
     def patches(self) -> int:
@@ -116,10 +127,11 @@ class MaskedAutoencoder(nn.Module):
 
         ``keep``: ``int64 [batch, visible]``, the patches that are seen; all when None.
         """
-        tokens = self.encoder.patch_embed(images) + self.encoder.pos_embed[:, 1:]
+        positions = self._positions
+        tokens = self.encoder.patch_embed(images) + positions[:, 1:]
         if keep is not None:
             tokens = tokens.gather(1, keep[..., None].expand(-1, -1, tokens.shape[-1]))
-        first = (self.encoder.cls_token + self.encoder.pos_embed[:, :1]).expand(len(tokens), -1, -1)
+        first = (self._class_token + positions[:, :1]).expand(len(tokens), -1, -1)
         tokens = torch.cat([first, tokens], dim=1)
         for block in self.encoder.blocks:
             tokens = block(tokens)

@@ -308,7 +308,7 @@ def _metrics_file(run: Path, step: int, parallel: Parallel) -> TextIO:
 def _write_metrics(metrics: TextIO, progress: Progress, batch: Batch, output: Output) -> None:
     by_modality = {}
     losses = output.loss_by_image.detach().float().cpu()
-    for index in batch.modality.unique().tolist():
+    for index in sorted(set(batch.modality.tolist())):
         by_modality[MODALITIES[index]] = round(float(losses[batch.modality == index].mean()), 6)
     line = {
         "step": progress.step,

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -293,7 +294,7 @@ class _Buffers:
         )
 
 
-def _fit(pixels: Pixels, channels: int, canvas: int) -> npt.NDArray[np.uint16]:
+def _fit(pixels: npt.NDArray[Any], channels: int, canvas: int) -> npt.NDArray[np.uint16]:
     """An image as ``uint16 [channels, rows, columns]``: colour ↔ grey as asked, shrunk if larger than the canvas."""
     if channels == 1 and pixels.ndim == 3:
         pixels = np.asarray(cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY))

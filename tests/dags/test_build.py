@@ -400,7 +400,7 @@ def test_a_full_disk_is_one_line_and_the_next_run_goes_on(recipe: Path, built: P
         assert done.returncode == 1
         assert "no space left" in done.stderr
         assert "Traceback" not in done.stderr
-        assert not [path for path in mount.rglob("*.tmp")]
+        assert not list(mount.rglob("*.tmp"))
         subprocess.run(["mount", "-o", "remount,size=200m", str(mount)], check=True)
         assert lumid("build", recipe, "--out", mount / "data").returncode == 0
         assert content(mount / "data") == content(built)
