@@ -109,7 +109,7 @@ def _process_group(device: str | None) -> Iterator[Parallel]:
     name = device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
         chosen = torch.device(name)
-        if chosen.type == "cuda" and chosen.index is None:
+        if name == "cuda":
             chosen = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
         torch.empty(1, device=chosen)
     except (RuntimeError, AssertionError):
