@@ -24,6 +24,10 @@ BY_MODALITY = (
 )
 
 
+TRAIN_ON = "split = 'train' AND modality NOT IN ('SC', 'OT')"
+"""The secondary captures among pydicom's files are colour bars."""
+
+
 @dataclass(frozen=True, slots=True)
 class DemoResult:
     """Where everything is; what was not made (no torch) is None."""
@@ -56,7 +60,7 @@ def demo(out: Path, console: Console, *, steps: int | None = None) -> DemoResult
         console.print("left out: torch is not installed; get it with: pip install 'lumid[train]'")
         return DemoResult(data, result.manifest, sheet, None, None)
     run = out / "run"
-    trained = run_pretraining(data, run, "tiny-cpu", steps=steps, console=console)
+    trained = run_pretraining(data, run, "tiny-cpu", steps=steps, where=TRAIN_ON, console=console)
     console.print(
         f"loss {trained.first_loss:.3f} → {trained.final_loss:.3f} in {trained.steps} steps, {trained.images_per_s:.0f} images/s"
     )

@@ -81,7 +81,9 @@ def test_visible_pixels_are_all_that_the_encoder_sees() -> None:
     model = tiny().eval()
     images, noise = torch.rand(1, 1, 32, 32), torch.rand(1, 16)
     _, _, mask = random_mask(noise, 0.75)
-    changed = torch.where(model.unpatchify(mask[..., None].expand(1, 16, 64).float()) > 0, torch.rand_like(images), images)
+    changed = torch.where(
+        model.unpatchify(mask[..., None].expand(1, 16, 64).float()) > 0, torch.rand_like(images), images
+    )
     with torch.no_grad():
         torch.testing.assert_close(model(images, noise).predicted, model(changed, noise).predicted)
 
@@ -130,7 +132,9 @@ def independent_loss(model: MaskedAutoencoder, images: Tensor, noise: Tensor) ->
         return x @ weights[name + ".weight"].T + weights[name + ".bias"]
 
     def norm(x: Tensor, name: str, eps: float) -> Tensor:
-        return (x - x.mean(-1, keepdim=True)) / (x.var(-1, unbiased=False, keepdim=True) + eps).sqrt() * weights[name + ".weight"] + weights[name + ".bias"]
+        return (x - x.mean(-1, keepdim=True)) / (x.var(-1, unbiased=False, keepdim=True) + eps).sqrt() * weights[
+            name + ".weight"
+        ] + weights[name + ".bias"]
 
     def block(x: Tensor, name: str, heads: int, eps: float) -> Tensor:
         q, k, v = linear(norm(x, f"{name}.norm1", eps), f"{name}.attn.qkv").chunk(3, -1)
@@ -146,11 +150,18 @@ def independent_loss(model: MaskedAutoencoder, images: Tensor, noise: Tensor) ->
 
     shape = SHAPES[model.size]
     for image, draw in zip(images, noise, strict=True):
-        cut = [image[:, r * patch : (r + 1) * patch, c * patch : (c + 1) * patch] for r in range(grid) for c in range(grid)]
+        cut = [
+            image[:, r * patch : (r + 1) * patch, c * patch : (c + 1) * patch] for r in range(grid) for c in range(grid)
+        ]
         order = draw.argsort().tolist()
         visible = order[: round(len(cut) * (1 - model.mask_ratio))]
         kernel = weights["encoder.patch_embed.proj.weight"].flatten(1)
-        tokens = [kernel @ cut[place].flatten() + weights["encoder.patch_embed.proj.bias"] + weights["encoder.pos_embed"][0, 1 + place] for place in visible]
+        tokens = [
+            kernel @ cut[place].flatten()
+            + weights["encoder.patch_embed.proj.bias"]
+            + weights["encoder.pos_embed"][0, 1 + place]
+            for place in visible
+        ]
         x = torch.stack([weights["encoder.cls_token"][0, 0] + weights["encoder.pos_embed"][0, 0], *tokens])
         for number in range(shape.depth):
             x = block(x, f"encoder.blocks.{number}", shape.heads, 1e-6)
@@ -175,12 +186,16 @@ def test_the_loss_is_that_of_an_independent_implementation() -> None:
     model = tiny()
     images, noise = torch.rand(2, 1, 32, 32), torch.rand(2, 16)
     with torch.no_grad():
-        torch.testing.assert_close(model(images, noise).loss, independent_loss(model, images, noise), rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(
+            model(images, noise).loss, independent_loss(model, images, noise), rtol=1e-5, atol=1e-6
+        )
 
 
 def test_the_encoder_is_a_timm_model_as_it_is() -> None:
     model = tiny().eval()
-    other = timm.create_model("vit_tiny_patch16_224", img_size=32, patch_size=8, in_chans=1, depth=6, num_heads=3, num_classes=0)
+    other = timm.create_model(
+        "vit_tiny_patch16_224", img_size=32, patch_size=8, in_chans=1, depth=6, num_heads=3, num_classes=0
+    )
     other.load_state_dict(model.encoder.state_dict(), strict=True)
     images = torch.rand(2, 1, 32, 32)
     with torch.no_grad():

@@ -52,7 +52,9 @@ def recipe(tmp_path: Path) -> Path:
 
 
 def lumid(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", "lumid", *map(str, arguments)], capture_output=True, text=True, timeout=240)
+    return subprocess.run(
+        [sys.executable, "-m", "lumid", *map(str, arguments)], capture_output=True, text=True, timeout=240
+    )
 
 
 def metrics(run: Path) -> list[dict[str, object]]:
@@ -91,9 +93,13 @@ def wait_for_checkpoint(run: Path, wanted: int, process: subprocess.Popen[str]) 
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_a_killed_run_goes_on_bit_for_bit(number: signal.Signals, trained: Path, data: Path, recipe: Path, tmp_path: Path) -> None:
+def test_a_killed_run_goes_on_bit_for_bit(
+    number: signal.Signals, trained: Path, data: Path, recipe: Path, tmp_path: Path
+) -> None:
     arguments = ["pretrain", "--data", str(data), "--recipe", str(recipe), "--out", str(tmp_path / "run")]
-    process = subprocess.Popen([sys.executable, "-m", "lumid", *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "lumid", *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
     wait_for_checkpoint(tmp_path / "run", 10, process)
     os.kill(process.pid, number)
     process.communicate(timeout=60)
@@ -118,7 +124,9 @@ def test_a_finished_run_says_so(trained: Path, data: Path) -> None:
 
 
 def test_another_recipe_or_data_set_is_refused(trained: Path, data: Path, tmp_path: Path) -> None:
-    done = lumid("pretrain", "--data", data, "--recipe", trained.parent / "test.toml", "--out", trained, "--steps", "80")
+    done = lumid(
+        "pretrain", "--data", data, "--recipe", trained.parent / "test.toml", "--out", trained, "--steps", "80"
+    )
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
     assert "another recipe or data set" in done.stderr
     make_dataset(tmp_path / "other", n=20, seed=9)
@@ -137,11 +145,26 @@ def test_nothing_in_a_run_is_a_pickle(trained: Path) -> None:
 def test_two_processes_share_the_work_of_one(trained: Path, data: Path, recipe: Path, tmp_path: Path) -> None:
     """The same samples and, up to the order of sums, the same loss, with two ranks on the CPU."""
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-addr", "127.0.0.1", "--master-port", "0", "--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0", "-m", "lumid"]  # fmt: skip
-    arguments = ["pretrain", "--data", str(data), "--recipe", str(recipe), "--out", str(tmp_path / "run"), "--steps", "6"]
-    done = subprocess.run([*command, *arguments], capture_output=True, text=True, timeout=240, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    arguments = [
+        "pretrain",
+        "--data",
+        str(data),
+        "--recipe",
+        str(recipe),
+        "--out",
+        str(tmp_path / "run"),
+        "--steps",
+        "6",
+    ]
+    done = subprocess.run(
+        [*command, *arguments], capture_output=True, text=True, timeout=240, env=os.environ | {"OMP_NUM_THREADS": "1"}
+    )
     assert done.returncode == 0, done.stderr
     assert len(metrics(tmp_path / "run")) == 6
-    ranks = [metrics(tmp_path / "run"), [json.loads(line) for line in (tmp_path / "run" / "metrics-rank1.jsonl").read_text().splitlines()]]
+    ranks = [
+        metrics(tmp_path / "run"),
+        [json.loads(line) for line in (tmp_path / "run" / "metrics-rank1.jsonl").read_text().splitlines()],
+    ]
     assert ranks[0][0]["keys_sha256"] != ranks[1][0]["keys_sha256"]
     assert [line["step"] for line in ranks[1]] == list(range(1, 7))
 
@@ -170,7 +193,9 @@ def test_a_card_for_another_data_set_is_refused(trained: Path, tmp_path: Path) -
 def test_a_reconstruction_is_drawn_and_scored(trained: Path, data: Path, tmp_path: Path) -> None:
     import cv2
 
-    done = CliRunner().invoke(app, ["reconstruct", str(trained), "--data", str(data), "--out", str(tmp_path / "figure.png"), "--json"])
+    done = CliRunner().invoke(
+        app, ["reconstruct", str(trained), "--data", str(data), "--out", str(tmp_path / "figure.png"), "--json"]
+    )
     assert done.exit_code == 0, done.output
     facts = json.loads(done.stdout)
     assert {row["modality"] for row in facts["rows"]} == {"CT", "MR", "US"}
@@ -197,7 +222,9 @@ def test_no_weight_decay_on_biases_norms_and_tokens() -> None:
     decayed = {id(parameter) for parameter in optimizer.param_groups[0]["params"]}
     names = {name for name, parameter in model.named_parameters() if id(parameter) in decayed}
     assert all(name.endswith("weight") and "norm" not in name for name in names)
-    assert sum(len(group["params"]) for group in optimizer.param_groups) == sum(parameter.requires_grad for parameter in model.parameters())
+    assert sum(len(group["params"]) for group in optimizer.param_groups) == sum(
+        parameter.requires_grad for parameter in model.parameters()
+    )
 
 
 def test_masks_are_a_function_of_seed_step_and_rank() -> None:

@@ -95,7 +95,11 @@ def test_state_dict_round_trip(data: Path) -> None:
 
 
 def test_pixels_are_those_of_the_shards(data: Path) -> None:
-    images = {key: decode(image, "png") for path in sorted((data / "shards").iterdir()) for key, image, _ in read_samples(path)}
+    images = {
+        key: decode(image, "png")
+        for path in sorted((data / "shards").iterdir())
+        for key, image, _ in read_samples(path)
+    }
     for batch in take(data, 4, channels=3):
         for place, key in enumerate(batch.keys):
             rows, columns = batch.size[place].tolist()
