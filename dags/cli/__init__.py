@@ -5,44 +5,11 @@ from __future__ import annotations
 import signal
 import sys
 from types import FrameType
-from typing import Annotated
 
 import typer
 from rich.console import Console
 
 from lumid.catalog.errors import EXIT_FAILED, LumidError
-
-app = typer.Typer(
-    name="lumid",
-    help="Rebuild the LUMID medical image data set, stream it into pre-training, query it by modality.",
-    no_args_is_help=True,
-    rich_markup_mode="markdown",
-    pretty_exceptions_enable=False,  # tracebacks with local variables would print headers
-    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
-)
-
-EPILOG = "Exit codes: 0 done, 1 failed, 2 wrong use, 3 finished with more rejects than the recipe allows."
-
-
-def _version(wanted: bool) -> None:
-    if wanted:
-        from lumid.dags.versions import versions
-
-        for name, version in versions().items():
-            typer.echo(f"{name} {version}")
-        raise typer.Exit
-
-
-@app.callback(epilog=EPILOG)
-def lumid(
-    version: Annotated[
-        bool,
-        typer.Option(
-            "--version", callback=_version, is_eager=True, help="Versions of lumid and of the libraries it works with."
-        ),
-    ] = False,
-) -> None:
-    """Rebuild the LUMID medical image data set, stream it into pre-training, query it by modality."""
 
 
 class Stopped(BaseException):
@@ -61,6 +28,7 @@ def _stop(number: int, _frame: FrameType | None) -> None:
 def main() -> None:
     """Run the command line; every expected error is one line on stderr and an exit code."""
     from lumid.dags.cli import build, demo, look, train  # noqa: F401  registers the commands
+    from lumid.dags.cli.app import app
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _stop)

@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 
 from lumid.catalog.errors import EXIT_DONE, EXIT_REJECTS, UsageError
-from lumid.dags.cli import app
+from lumid.dags.cli.app import app
 
 if TYPE_CHECKING:
     from lumid.catalog.layout import Manifest

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from lumid.dags.cli import app
+from lumid.dags.cli.app import app
 
 
 @app.command()

@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 
 from lumid.catalog.errors import UsageError
-from lumid.dags.cli import app
+from lumid.dags.cli.app import app
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from lumid.dags.cli import app
+from lumid.dags.cli.app import app
 
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 import lumid.dags.cli.look  # noqa: F401  registers the commands
 from lumid.catalog.errors import LumidError
-from lumid.dags.cli import app
+from lumid.dags.cli.app import app
 
 
 def run(*arguments: object) -> Result:

@@ -18,7 +18,8 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from lumid.catalog.errors import RecipeError
-from lumid.dags.cli import app, train  # noqa: F401  registers the commands
+from lumid.dags.cli import train  # noqa: F401  registers the commands
+from lumid.dags.cli.app import app
 from lumid.model.checkpoint import checkpoints
 from lumid.model.metrics import psnr, ssim
 from lumid.model.pretrain import build_model, build_optimizer, learning_rate, mask_noise, read_run
