@@ -55,6 +55,8 @@ class DataSettings(_Section):
 
     where: str = "split = 'train'"
     scale_min: Annotated[float, Field(gt=0, le=1)] = 0.2
+    flip: bool = True
+    window: Annotated[float, Field(ge=0, le=1)] = 1.0
     canvas: Positive = 256
     threads: Positive = 2
     seed: Annotated[int, Field(ge=0)] = 0
