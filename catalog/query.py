@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from lumid.catalog.errors import DatasetError, UsageError
 from lumid.catalog.layout import Layout, read_manifest
-from lumid.catalog.schema import CATALOG, REJECTS
+from lumid.catalog.schema import CATALOG, REASONS, REJECTS
 
 SHOWN_VALUES = 8
 """Values of a column that an explanation lists."""
@@ -317,3 +317,31 @@ def _no_column(name: str, names: Sequence[str]) -> str:
     if meant:
         return f"no column {name!r}; did you mean {', '.join(meant)}?"
     return f"no column {name!r}; text goes in single quotes ({text(name)}), and `lumid query DATASET --columns` lists the columns"
+
+
+def count_rejects(connection: duckdb.DuckDBPyConnection, code: str | None = None) -> pa.Table:
+    """Reasons with their frames, objects, stages and meanings, commonest first; only ``code`` if given."""
+    answer = ask(
+        connection,
+        "SELECT code, sum(frames)::BIGINT AS frames, count(*) AS objects, "
+        f"string_agg(DISTINCT stage, ', ' ORDER BY stage) AS stage FROM rejects{_of_code(code)} "
+        "GROUP BY code ORDER BY frames DESC, code",
+    )
+    return answer.append_column("meaning", [[REASONS.get(one, "") for one in answer["code"].to_pylist()]])
+
+
+def list_rejects(connection: duckdb.DuckDBPyConnection, code: str | None = None) -> pa.Table:
+    """The rejects one by one, in the order of their sources; only those of ``code`` if given."""
+    return ask(
+        connection,
+        "SELECT code, stage, modality, collection, source_id, frame, frames, message "
+        f"FROM rejects{_of_code(code)} ORDER BY collection, source_id, frame",
+    )
+
+
+def _of_code(code: str | None) -> str:
+    if code is None:
+        return ""
+    if code not in REASONS:
+        raise UsageError(f"no reason {code!r}; there are {', '.join(REASONS)}")
+    return f" WHERE code = {text(code)}"

@@ -78,12 +78,12 @@ def run_pretraining(
     )
 
 
-def draw_reconstruction(run: Path, data: Path, out: Path) -> Path:
+def draw_reconstruction(run: Path, data: Path, out: Path, where: str | None = None) -> Path:
     """The reconstruction figure of a run, as a PNG."""
     require_torch()
     from lumid.model.reconstruct import reconstruct
 
-    return reconstruct(run, data, out).path
+    return reconstruct(run, data, out, where).path
 
 
 def _adapted(recipe: TrainRecipe, steps: int | None, where: str | None) -> TrainRecipe:

@@ -7,8 +7,9 @@ import json
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from lumid.catalog.layout import Layout, read_manifest
+from lumid.catalog.layout import Layout, read_manifest, write_text
 from lumid.pipeline.pack import PartAccount, PartFiles, read_account
 
 
@@ -97,3 +98,9 @@ def _seconds_left(layout: Layout, batches: list[str], done: int) -> float | None
     if len(recent) < 2 or recent[-1] == recent[0]:
         return None
     return (len(batches) - done) * (recent[-1] - recent[0]) / (len(recent) - 1)
+
+
+def write_state(layout: Layout, **facts: Any) -> None:
+    """Update what `lumid status` reads."""
+    state = json.loads(layout.state.read_text("utf-8")) if layout.state.is_file() else {"started": time.time()}
+    write_text(layout.state, json.dumps(state | facts) + "\n")

@@ -7,7 +7,7 @@ Every random number comes with the sample, so what a sample looks like does not 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -33,29 +33,18 @@ class Crop:
     flip: Tensor
 
 
-@dataclass(frozen=True, slots=True)
-class Augmentation:
-    """How far training images may stray: smallest share of the area that a crop takes, whether half of them are
-    flipped, and the strength of the random window (0: that of evaluation, 1: all of it)."""
-
-    scale_min: float = 0.2
-    flip: bool = True
-    window: float = 1.0
-
-
-def training_input(batch: Batch, image_size: int, device: torch.device, how: Augmentation = Augmentation()) -> Tensor:  # noqa: B008  a value
+def training_input(
+    batch: Batch, image_size: int, device: torch.device, *, scale: tuple[float, float] = (0.2, 1.0)
+) -> Tensor:
     """Augmented images, ``float32 [batch, channels, image_size, image_size]`` in [-1, 1]."""
     draws = batch.draws.to(device, non_blocking=True)
-    low, high = _window(batch, device, draws, how.window)
-    crop = random_crop(batch.size.to(device), draws, (how.scale_min, 1.0))
-    if not how.flip:
-        crop = replace(crop, flip=torch.zeros_like(crop.flip))
-    return _resample(batch, low, high, crop, image_size, device)
+    low, high = _window(batch, device, draws)
+    return _resample(batch, low, high, random_crop(batch.size.to(device), draws, scale), image_size, device)
 
 
 def evaluation_input(batch: Batch, image_size: int, device: torch.device) -> Tensor:
     """Images without anything random: the largest centred square, resized. Shape and range as in training."""
-    low, high = _window(batch, device, None, 0.0)
+    low, high = _window(batch, device, None)
     return _resample(batch, low, high, centre_crop(batch.size.to(device)), image_size, device)
 
 
@@ -81,16 +70,17 @@ def centre_crop(size: Tensor) -> Crop:
     return Crop((1 - height) / 2, (1 - width) / 2, height, width, torch.zeros_like(rows, dtype=torch.bool))
 
 
-def _window(batch: Batch, device: torch.device, draws: Tensor | None, strength: float) -> tuple[Tensor, Tensor]:
+def _window(batch: Batch, device: torch.device, draws: Tensor | None) -> tuple[Tensor, Tensor]:
     """The stored values that become black and white, ``float32 [batch]`` each."""
     slope, intercept = batch.slope.to(device), batch.intercept.to(device)
     low, high, white = batch.low.to(device), batch.high.to(device), batch.white.to(device)
-    low_hu = torch.full_like(low, EVAL_WINDOW_HU[0])
-    high_hu = torch.full_like(low, EVAL_WINDOW_HU[1])
-    if draws is not None:
-        low_hu += strength * (LOW_HU[0] + draws[:, 5] * (LOW_HU[1] - LOW_HU[0]) - low_hu)
-        high_hu += strength * (HIGH_HU[0] + draws[:, 6] * (HIGH_HU[1] - HIGH_HU[0]) - high_hu)
-        jitter = strength * (draws[:, 7] - 0.5) * 0.2 * (high - low)  # brightness, a tenth of the range either way
+    if draws is None:
+        low_hu = torch.full_like(low, EVAL_WINDOW_HU[0])
+        high_hu = torch.full_like(low, EVAL_WINDOW_HU[1])
+    else:
+        low_hu = LOW_HU[0] + draws[:, 5] * (LOW_HU[1] - LOW_HU[0])
+        high_hu = HIGH_HU[0] + draws[:, 6] * (HIGH_HU[1] - HIGH_HU[0])
+        jitter = (draws[:, 7] - 0.5) * 0.2 * (high - low)  # brightness, a tenth of the range either way
         low, high = low + jitter, high + jitter
     whole = (white <= 255) | (high - low < 1)
     low = torch.where(whole, torch.zeros_like(low), low)

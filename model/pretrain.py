@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from lumid.catalog.errors import LumidError, UsageError
 from lumid.catalog.layout import read_manifest, write_text
 from lumid.catalog.schema import MODALITIES
-from lumid.model.augment import Augmentation, evaluation_input, training_input
+from lumid.model.augment import evaluation_input, training_input
 from lumid.model.checkpoint import (
     RunState,
     latest_checkpoint,
@@ -280,14 +280,16 @@ def _stream_settings(recipe: TrainRecipe, parallel: Parallel) -> StreamSettings:
     )
 
 
+def model_input(batch: Batch, recipe: TrainRecipe, device: torch.device) -> Tensor:
+    """What the model trains on, ``float32 [batch, channels, size, size]``: augmented images, unless the recipe says no."""
+    if not recipe.data.augment:
+        return evaluation_input(batch, recipe.model.image_size, device)
+    return training_input(batch, recipe.model.image_size, device, scale=(recipe.data.scale_min, 1.0))
+
+
 def _forward(model: nn.Module, batch: Batch, recipe: TrainRecipe, parallel: Parallel, step: int) -> Output:
     device = parallel.device
-    images = training_input(
-        batch,
-        recipe.model.image_size,
-        device,
-        Augmentation(recipe.data.scale_min, recipe.data.flip, recipe.data.window),
-    )
+    images = model_input(batch, recipe, device)
     patches = (recipe.model.image_size // recipe.model.patch_size) ** 2
     noise = mask_noise(recipe.data.seed, step, parallel.rank, len(images), patches).to(device)
     with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):

@@ -55,8 +55,7 @@ class DataSettings(_Section):
 
     where: str = "split = 'train'"
     scale_min: Annotated[float, Field(gt=0, le=1)] = 0.2
-    flip: bool = True
-    window: Annotated[float, Field(ge=0, le=1)] = 1.0
+    augment: bool = True
     canvas: Positive = 256
     threads: Positive = 2
     seed: Annotated[int, Field(ge=0)] = 0

@@ -4,28 +4,36 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 
 import cv2
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 import torch
 from torch import Tensor
 
-from lumid.catalog.layout import write_text
-from lumid.catalog.query import read_catalog
+from lumid.catalog.layout import read_manifest, write_text
+from lumid.catalog.query import run_sql, text, where_clause
 from lumid.catalog.schema import MODALITIES
 from lumid.model.augment import evaluation_input
 from lumid.model.mae import MaskedAutoencoder
 from lumid.model.metrics import psnr, ssim
 from lumid.model.pretrain import mask_noise, read_run
-from lumid.model.stream import COLUMNS, Batch, ImageStream, Selection, StreamSettings
+from lumid.model.stream import Batch, ImageStream, Selection, StreamSettings, select
 
 TITLES = ("original", "masked", "reconstruction", "with visible patches")
 PANEL, GAP, MARGIN, HEAD = 224, 8, 150, 40
 BACKGROUND, INK, FAINT = (24, 24, 27), (236, 236, 240), (150, 150, 160)
 HIDDEN_GREY = -0.6
+
+
+class Seen(StrEnum):
+    """What a run knew of an image."""
+
+    TRAINED = "trained on"
+    HELD_OUT = "held out"
+    NEITHER = "not trained on"
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +43,7 @@ class Reconstruction:
 
     modality: str
     key: str
-    held_out: bool
+    seen: Seen
     panels: tuple[Tensor, Tensor, Tensor, Tensor]
     psnr: float
     ssim: float
@@ -49,54 +57,56 @@ class Figure:
     rows: tuple[Reconstruction, ...]
 
 
-def reconstruct(run: Path, data: Path, out: Path) -> Figure:
-    """Draw one image a modality, of held-out patients where there are any, into the PNG ``out``."""
-    model, recipe, _ = read_run(run)
+def reconstruct(run: Path, data: Path, out: Path, where: str | None = None) -> Figure:
+    """Draw two images a modality into the PNG ``out``: one that the run was trained on, one that it was not.
+
+    ``where`` leaves only the samples that meet a SQL condition. Raises :class:`~lumid.catalog.errors.LumidError` when
+    there is no checkpoint or no such sample.
+    """
+    model, recipe, state = read_run(run)
     model.eval()
-    selection, held_out = choose(data)
+    own = read_manifest(data).catalog_hash == state.catalog_hash
+    selection, seen = choose(data, where, recipe.data.where if own else None)
     settings = StreamSettings(len(selection), recipe.model.in_chans, recipe.data.canvas, threads=recipe.data.threads)
     stream = ImageStream(selection, settings)
     batches = iter(stream)
     batch = next(batches)
     batches.close()  # type: ignore[attr-defined]
     stream.close()
-    rows = _rows(model, batch, evaluation_input(batch, recipe.model.image_size, torch.device("cpu")), held_out)
+    rows = _rows(model, batch, evaluation_input(batch, recipe.model.image_size, torch.device("cpu")), seen)
     image = draw(rows)
     out.parent.mkdir(parents=True, exist_ok=True)
-    if not cv2.imwrite(str(out), cv2.cvtColor(image, cv2.COLOR_RGB2BGR)):
+    if not cv2.imwrite(str(out), cv2.cvtColor(image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_PNG_COMPRESSION, 9]):
         raise OSError(f"{out} could not be written")
-    lines = [
-        f"{row.modality}\t{row.key}\t{'held out' if row.held_out else 'seen in training'}\t{row.psnr:.2f}\t{row.ssim:.4f}"
-        for row in rows
-    ]
-    write_text(out.with_suffix(".tsv"), "modality\tkey\tpatient\tpsnr_db\tssim\n" + "\n".join(lines) + "\n")
+    lines = [f"{row.modality}\t{row.key}\t{row.seen}\t{row.psnr:.2f}\t{row.ssim:.4f}" for row in rows]
+    write_text(out.with_suffix(".tsv"), "modality\tkey\tseen\tpsnr_db\tssim\n" + "\n".join(lines) + "\n")
     return Figure(out, tuple(rows))
 
 
-def choose(data: Path) -> tuple[Selection, dict[str, bool]]:
-    """One sample a modality: of a held-out patient if there is one, the sharpest-filled and largest, then by key.
+def choose(data: Path, where: str | None, trained_on: str | None) -> tuple[Selection, dict[str, Seen]]:
+    """Two samples a modality: one of those that ``trained_on`` names, and one of the others, of a held-out patient if
+    there is one; the largest, neither empty nor full, then by key.
 
-    Returns them with whether each is held out, by key.
+    Returns them, and what the run knew of each, by key. ``trained_on`` is None for a data set that the run never saw.
     """
-    table = read_catalog(data, None, [*COLUMNS, "split", "foreground_fraction", "width", "height"])
-    rows = table.to_pylist()
-    best: dict[str, int] = {}
-    for place, row in enumerate(rows):
-        if row["modality"] not in best or _rank(row) > _rank(rows[best[row["modality"]]]):
-            best[row["modality"]] = place
-    places = [best[name] for name in MODALITIES if name in best]
-    chosen = table.take(pa.array(places)).sort_by("key")
-    held_out = {row["key"]: row["split"] in ("val", "test") for row in chosen.to_pylist()}
-    return Selection(data, chosen.select(COLUMNS)), held_out
-
-
-def _rank(row: dict[str, object]) -> tuple[bool, int, bool]:
-    side = min(int(str(row["width"])), int(str(row["height"])))
-    return row["split"] in ("val", "test"), min(side, 96), 0.2 < float(str(row["foreground_fraction"])) < 0.95
+    rows = run_sql(
+        data,
+        f"""WITH all_of_them AS (SELECT *, coalesce(({trained_on or "false"}\n), false) AS trained
+                 FROM catalog{where_clause(where)})
+        SELECT key, trained, split IN ('val', 'test') AS held_out FROM all_of_them
+        QUALIFY row_number() OVER (PARTITION BY modality, trained ORDER BY held_out DESC,
+            least(width, height, 96) DESC, foreground_fraction BETWEEN 0.2 AND 0.95 DESC, key) = 1""",
+    ).to_pylist()
+    keys = ", ".join(text(row["key"]) for row in rows)
+    seen = {
+        row["key"]: Seen.TRAINED if row["trained"] else Seen.HELD_OUT if row["held_out"] else Seen.NEITHER
+        for row in rows
+    }
+    return select(data, f"key IN ({keys})" if keys else where), seen
 
 
 @torch.no_grad()
-def _rows(model: MaskedAutoencoder, batch: Batch, images: Tensor, held_out: dict[str, bool]) -> list[Reconstruction]:
+def _rows(model: MaskedAutoencoder, batch: Batch, images: Tensor, seen: dict[str, Seen]) -> list[Reconstruction]:
     noise = mask_noise(0, 0, 0, len(images), model.patches)
     output = model(images, noise)
     predicted = output.predicted
@@ -113,37 +123,37 @@ def _rows(model: MaskedAutoencoder, batch: Batch, images: Tensor, held_out: dict
         grey = filled[place].mean(0), images[place].mean(0)
         key = batch.keys[place]
         modality = MODALITIES[int(batch.modality[place])]
-        rows.append(Reconstruction(modality, key, held_out[key], panels, psnr(*grey, 2.0), ssim(*grey, 2.0)))
-    return sorted(rows, key=lambda row: MODALITIES.index(row.modality))
+        rows.append(Reconstruction(modality, key, seen[key], panels, psnr(*grey, 2.0), ssim(*grey, 2.0)))
+    return sorted(rows, key=lambda row: (MODALITIES.index(row.modality), row.seen is not Seen.TRAINED))
 
 
 def draw(rows: list[Reconstruction]) -> npt.NDArray[np.uint8]:
-    """The figure, ``uint8 [rows, columns, 3]`` RGB."""
-    height = HEAD + len(rows) * (PANEL + GAP) + GAP
-    width = MARGIN + 4 * (PANEL + GAP) + GAP
+    """The figure, ``uint8 [rows, columns, 3]`` RGB; pixels are enlarged by a whole factor."""
+    size = rows[0].panels[0].shape[-1]
+    enlarge = max(1, PANEL // size)
+    panel = size * enlarge
+    height = HEAD + len(rows) * (panel + GAP) + GAP
+    width = MARGIN + 4 * (panel + GAP) + GAP
     canvas = np.full((height, width, 3), BACKGROUND, np.uint8)
     for column, title in enumerate(TITLES):
-        _write(canvas, title, MARGIN + column * (PANEL + GAP), 26, 0.5, INK)
+        _write(canvas, title, MARGIN + column * (panel + GAP), 26, 0.5, INK)
     for number, row in enumerate(rows):
-        top = HEAD + number * (PANEL + GAP)
-        for column, panel in enumerate(row.panels):
-            left = MARGIN + column * (PANEL + GAP)
-            canvas[top : top + PANEL, left : left + PANEL] = _panel(panel)
-        middle = top + PANEL // 2
+        top = HEAD + number * (panel + GAP)
+        for column, values in enumerate(row.panels):
+            left = MARGIN + column * (panel + GAP)
+            canvas[top : top + panel, left : left + panel] = _panel(values, enlarge)
+        middle = top + panel // 2
         score = f"{row.psnr:.1f} dB" if math.isfinite(row.psnr) else "exact"
         _write(canvas, row.modality, 16, middle - 22, 0.8, INK)
         _write(canvas, score, 16, middle + 4, 0.45, INK)
         _write(canvas, f"SSIM {row.ssim:.2f}", 16, middle + 24, 0.45, INK)
-        _write(canvas, "held out" if row.held_out else "seen in training", 16, middle + 44, 0.4, FAINT)
+        _write(canvas, row.seen.value, 16, middle + 44, 0.4, FAINT)
     return canvas
 
 
-def _panel(values: Tensor) -> npt.NDArray[np.uint8]:
+def _panel(values: Tensor, enlarge: int) -> npt.NDArray[np.uint8]:
     shown = ((values.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(1, 2, 0).numpy()
-    shown = np.broadcast_to(shown, (*shown.shape[:2], 3))
-    return np.asarray(
-        cv2.resize(np.ascontiguousarray(shown), (PANEL, PANEL), interpolation=cv2.INTER_NEAREST), np.uint8
-    )
+    return np.asarray(shown.repeat(enlarge, 0).repeat(enlarge, 1), np.uint8)
 
 
 def _write(

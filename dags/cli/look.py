@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 import json
-import sys
 from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from lumid.catalog.errors import UsageError
 from lumid.dags.cli.app import app
+from lumid.dags.cli.tables import TABLE_ROWS, Format, chosen_format, printable, write_rows
 
-if TYPE_CHECKING:
-    import pyarrow as pa
-
-TABLE_ROWS = 20
 DEFAULT_COLUMNS = "key, modality, body_part, plane, width, height, collection, split"
 
 Dataset = Annotated[Path, typer.Argument(metavar="DATASET", help="Folder of a finished data set.", show_default=False)]
@@ -29,15 +24,6 @@ BodyPart = Annotated[
     list[str] | None, typer.Option("--body-part", help="Only this body part; can be repeated.", show_default=False)
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print it as JSON.")]
-
-
-class Format(StrEnum):
-    """How rows are written."""
-
-    TABLE = "table"
-    CSV = "csv"
-    JSON = "json"
-    PARQUET = "parquet"
 
 
 class WindowName(StrEnum):
@@ -89,7 +75,7 @@ def query(
     """
     from lumid.catalog.query import all_of, ask, connect, count_samples, where_clause, why_empty
 
-    shape = _format(format, out, as_json)
+    shape = chosen_format(format, out, as_json)
     if columns:
         _print_columns(dataset, shape)
         return
@@ -99,7 +85,7 @@ def query(
             raise UsageError("--sql is a whole query: leave out WHERE, --select, --group-by, --order-by and filters")
         with connect(dataset) as connection:
             answer = ask(connection, sql)
-        _write(answer, shape, out, limit, f"of {answer.num_rows:,} rows")
+        write_rows(answer, shape, out, limit, f"of {answer.num_rows:,} rows")
         return
     if group_by:
         selected = f"{group_by}, {select}" if select else f"{group_by}, count(*) AS samples"
@@ -113,7 +99,7 @@ def query(
     with connect(dataset) as connection:
         answer = ask(connection, statement)
     total = count_samples(dataset, condition)
-    _write(
+    write_rows(
         answer,
         shape,
         out,
@@ -122,7 +108,7 @@ def query(
     )
     if total == 0:
         for line in why_empty(dataset, condition):
-            typer.echo(f"nothing found: {_printable(line)}", err=True)
+            typer.echo(f"nothing found: {printable(line)}", err=True)
 
 
 @app.command()
@@ -167,6 +153,13 @@ def rejects(
     dataset: Dataset,
     by_code: Annotated[bool, typer.Option("--by-code", help="Count the reasons, with what they mean.")] = False,
     code: Annotated[str | None, typer.Option(help="Only this reason.", show_default=False)] = None,
+    source: Annotated[
+        Path | None,
+        typer.Option(help="The folder that was built from: adds each file's path, for its owner.", show_default=False),
+    ] = None,
+    key_file: Annotated[
+        Path | None, typer.Option(help="With --source: the secret's file, where the recipe named one.")
+    ] = None,
     limit: Annotated[
         int | None, typer.Option(min=0, help="Rows at most; 20 for a table, all for JSON.", show_default=False)
     ] = None,
@@ -179,35 +172,31 @@ def rejects(
         lumid rejects DATASET --by-code
 
         lumid rejects DATASET --code decode_failed --json
-    """
-    from lumid.catalog.query import ask, connect, text
-    from lumid.catalog.schema import REASONS
 
-    if code is not None and code not in REASONS:
-        raise UsageError(f"no reason {code!r}; there are {', '.join(REASONS)}")
-    only = f" WHERE code = {text(code)}" if code else ""
+        lumid rejects DATASET --source ~/dicom
+    """
+    from lumid.catalog.query import connect, count_rejects, list_rejects
+
+    if by_code and source is not None:
+        raise UsageError("--by-code counts reasons, --source lists files: give one of them")
+    if key_file is not None and source is None:
+        raise UsageError("--key-file goes with --source FOLDER")
     with connect(dataset) as connection:
-        frames = int(ask(connection, f"SELECT coalesce(sum(frames), 0) AS n FROM rejects{only}")["n"][0].as_py())
-        if by_code:
-            answer = ask(
-                connection,
-                "SELECT code, sum(frames)::BIGINT AS frames, count(*) AS objects, list(DISTINCT stage ORDER BY stage) AS stages "
-                f"FROM rejects{only} GROUP BY code ORDER BY frames DESC, code",
+        counted = count_rejects(connection, code)
+        answer = counted if by_code else list_rejects(connection, code)
+    frames = sum(counted["frames"].to_pylist())
+    if source is not None:
+        from lumid.dags.locate import paths_of
+
+        paths = paths_of(dataset, source, answer["source_id"].to_pylist(), key_file)
+        if answer.num_rows and not any(paths):
+            typer.echo(
+                f"none of these files is in {source}: is it the folder that the data set was built from?", err=True
             )
-            meanings = [REASONS.get(one, "") for one in answer["code"].to_pylist()]
-            stages = [", ".join(one) for one in answer["stages"].to_pylist()]
-            answer = (
-                answer.drop_columns(["stages"]).append_column("stage", [stages]).append_column("meaning", [meanings])
-            )
-        else:
-            answer = ask(
-                connection,
-                f"SELECT code, stage, modality, collection, source_id, frame, frames, message FROM rejects{only} "
-                "ORDER BY collection, source_id, frame",
-            )
+        answer = answer.add_column(0, "path", [[None if path is None else str(path) for path in paths]])
     kind = "reasons" if by_code else "rejects"
     more = "" if by_code else "; --by-code counts the reasons"
-    _write(
+    write_rows(
         answer,
         Format.JSON if as_json else Format.TABLE,
         None,
@@ -269,7 +258,7 @@ def cite(
     typer.echo(f"written: {', '.join(str(path) for path in written)}", err=True)
 
 
-# ---- printing
+# ---- options
 
 
 def _one_of(column: str, values: list[str] | None) -> str | None:
@@ -284,19 +273,6 @@ def _one_of(column: str, values: list[str] | None) -> str | None:
     return f"{column} IN ({', '.join(text(one) for one in wanted)})"
 
 
-def _format(format: Format, out: Path | None, as_json: bool) -> Format:
-    if as_json:
-        return Format.JSON
-    if format is Format.TABLE and out is not None:
-        endings = {".csv": Format.CSV, ".json": Format.JSON, ".parquet": Format.PARQUET}
-        if out.suffix.lower() not in endings:
-            raise UsageError(f"{out}: name the format with --format csv, json or parquet, or by the file's ending")
-        return endings[out.suffix.lower()]
-    if format is Format.PARQUET and out is None:
-        raise UsageError("Parquet goes to a file: add --out FILE.parquet")
-    return format
-
-
 def _print_columns(dataset: Path, shape: Format) -> None:
     import pyarrow as pa
 
@@ -306,95 +282,4 @@ def _print_columns(dataset: Path, shape: Format) -> None:
 
     read_manifest(dataset)
     table = pa.Table.from_pylist([asdict(info) for info in columns_of(CATALOG)])
-    _write(table.select(["column", "type", "unit", "meaning", "dicom"]), shape, None, table.num_rows, "")
-
-
-def _write(table: pa.Table, shape: Format, out: Path | None, limit: int | None, footer: str) -> None:
-    """Rows to a file or to standard output; a table with ``N footer`` under it."""
-    if shape is Format.TABLE:
-        shown = table.slice(0, TABLE_ROWS if limit is None else limit)
-        _print_table(shown)
-        if footer:
-            typer.echo(f"{shown.num_rows:,} {footer}")
-        return
-    data = _encoded(table if limit is None else table.slice(0, limit), shape)
-    if out is None:
-        sys.stdout.write(data.decode("utf-8"))
-        return
-    from lumid.catalog.layout import atomic_file, storage_errors
-
-    if out.is_dir():
-        raise UsageError(f"{out}: is a folder; --out must be a file")
-    with storage_errors(out), atomic_file(out) as file:
-        file.write(data)
-    typer.echo(f"{out}: {table.num_rows if limit is None else min(limit, table.num_rows):,} rows", err=True)
-
-
-def _encoded(table: pa.Table, shape: Format) -> bytes:
-    import pyarrow as pa
-
-    sink = pa.BufferOutputStream()
-    if shape is Format.PARQUET:
-        import pyarrow.parquet as pq
-
-        pq.write_table(table, sink, compression="zstd")
-    elif shape is Format.CSV:
-        import csv
-        import io
-
-        lines = io.StringIO()
-        writer = csv.writer(lines, lineterminator="\n")
-        writer.writerow(table.column_names)
-        for batch in table.to_batches():
-            writer.writerows(zip(*(column.to_pylist() for column in batch.columns), strict=True))
-        return lines.getvalue().encode("utf-8")
-    else:
-        return (
-            json.dumps([_finite(row) for row in table.to_pylist()], ensure_ascii=False, default=str) + "\n"
-        ).encode()
-    return bytes(sink.getvalue())
-
-
-def _finite(row: dict[str, Any]) -> dict[str, Any]:
-    """JSON has no NaN and no infinity: they become null."""
-    return {
-        k: None if isinstance(v, float) and (v != v or v in (float("inf"), float("-inf"))) else v
-        for k, v in row.items()
-    }
-
-
-def _print_table(table: pa.Table) -> None:
-    from rich import box
-    from rich.table import Table
-
-    terminal = sys.stdout.isatty()
-    # a pipe has no width: nothing is cut or wrapped there
-    console = Console(highlight=False, width=None if terminal else 10_000)
-    view = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    from pyarrow import types
-
-    for field in table.schema:
-        number = types.is_integer(field.type) or types.is_floating(field.type) or types.is_decimal(field.type)
-        view.add_column(_text(field.name), justify="right" if number else "left", overflow="fold")
-    for row in table.to_pylist():
-        view.add_row(*(_text(_shown(value)) for value in row.values()))
-    console.print(view)
-
-
-def _text(value: str) -> Any:
-    from rich.text import Text
-
-    return Text(_printable(value))
-
-
-def _shown(value: object) -> str:
-    if value is None:
-        return "–"
-    if isinstance(value, float):
-        return f"{value:.6g}"
-    return str(value)
-
-
-def _printable(value: str) -> str:
-    """Without control characters: a value must not be able to drive the terminal."""
-    return "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in value)
+    write_rows(table.select(["column", "type", "unit", "meaning", "dicom"]), shape, None, table.num_rows, "")

@@ -62,32 +62,33 @@ def pretrain(
 def reconstruct(
     run: Annotated[Path, typer.Argument(help="Folder of a run.")],
     data: Annotated[Path, typer.Option(help="Folder of the data set to take images from.")],
+    where: Annotated[str | None, typer.Option(help="A SQL condition on the catalog's columns.")] = None,
     out: Annotated[Path | None, typer.Option(help="The PNG; by default reconstruction.png in the run.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Draw original, masked, reconstruction for one image a modality, with PSNR and SSIM.
+    """Draw original, masked and reconstruction: an image that was trained on and one that was not, a modality.
 
-    Example:
+    Examples:
 
         lumid reconstruct runs/tiny-cpu --data demo-data --out figure.png
+
+        lumid reconstruct runs/tiny-cpu --data demo-data --where "modality = 'CT' AND split = 'val'"
     """
     from lumid.dags.pretrain import require_torch
 
     require_torch()
     from lumid.model.reconstruct import reconstruct as draw
 
-    figure = draw(run, data, out or run / "reconstruction.png")
+    figure = draw(run, data, out or run / "reconstruction.png", where)
     if as_json:
         rows = [
-            {"modality": row.modality, "key": row.key, "held_out": row.held_out, "psnr_db": row.psnr, "ssim": row.ssim}
+            {"modality": row.modality, "key": row.key, "seen": row.seen.value, "psnr_db": row.psnr, "ssim": row.ssim}
             for row in figure.rows
         ]
         typer.echo(json.dumps({"figure": str(figure.path), "rows": rows}))
         return
     for row in figure.rows:
-        typer.echo(
-            f"{row.modality}  PSNR {row.psnr:5.2f} dB  SSIM {row.ssim:.3f}  {'held-out patient' if row.held_out else 'seen in training'}"
-        )
+        typer.echo(f"{row.modality}  PSNR {row.psnr:5.2f} dB  SSIM {row.ssim:.3f}  {row.seen.value}")
     typer.echo(str(figure.path))
 
 

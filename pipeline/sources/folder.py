@@ -47,9 +47,9 @@ class FolderSource:
         except OSError as error:
             return Reject("read", "unreadable", os.strerror(error.errno) if error.errno else "")
 
-    def locate(self, source_id: str) -> Path | None:
-        """The file that a ``source_id`` of the rejects or the catalog stands for; for the folder's owner."""
-        return next((path for path in _walk(self.root) if self._source_id(path) == source_id), None)
+    def paths(self) -> dict[str, Path]:
+        """Every file by its ``source_id``, as the rejects and the catalog name it; for the folder's owner."""
+        return {self._source_id(path): path for path in _walk(self.root)}
 
     def _source_id(self, path: Path) -> str:
         relative = path.relative_to(self.root).as_posix()

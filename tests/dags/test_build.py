@@ -96,6 +96,16 @@ def test_two_workers_give_the_same_bytes_as_one(built: Path, recipe: Path, tmp_p
     assert content(tmp_path / "data") == content(built)
 
 
+def test_rejects_lead_their_owner_back_to_the_files(built: Path, study: Path, tmp_path: Path) -> None:
+    (row,) = json.loads(lumid("rejects", built, "--source", study, "--json").stdout)
+    assert (row["path"], row["code"]) == (str(study / "notes.txt"), "not_dicom")
+    assert "notes" not in lumid("rejects", built, "--json").stdout, "names of files are hidden from everyone else"
+    (tmp_path / "other").write_bytes(b"another file")
+    elsewhere = lumid("rejects", built, "--source", tmp_path, "--json")
+    assert json.loads(elsewhere.stdout)[0]["path"] is None
+    assert "is it the folder" in elsewhere.stderr
+
+
 def wait_for_parts(out: Path, wanted: int, process: subprocess.Popen[str]) -> None:
     deadline = time.monotonic() + TIMEOUT_S
     while time.monotonic() < deadline:

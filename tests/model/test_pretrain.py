@@ -17,13 +17,17 @@ import torch
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
-from lumid.catalog.errors import RecipeError
+from lumid.catalog.errors import DatasetError, RecipeError
+from lumid.catalog.query import read_catalog
 from lumid.dags.cli import train  # noqa: F401  registers the commands
 from lumid.dags.cli.app import app
+from lumid.model.augment import evaluation_input
 from lumid.model.checkpoint import checkpoints
 from lumid.model.metrics import psnr, ssim
-from lumid.model.pretrain import build_model, build_optimizer, learning_rate, mask_noise, read_run
+from lumid.model.pretrain import build_model, build_optimizer, learning_rate, mask_noise, model_input, read_run
 from lumid.model.recipe import load_recipe, parse_recipe, shipped_recipes
+from lumid.model.reconstruct import reconstruct
+from lumid.model.stream import ImageStream, StreamSettings, select
 from tests.factory import make_dataset
 
 RECIPE = """
@@ -200,11 +204,32 @@ def test_a_reconstruction_is_drawn_and_scored(trained: Path, data: Path, tmp_pat
     assert done.exit_code == 0, done.output
     facts = json.loads(done.stdout)
     assert {row["modality"] for row in facts["rows"]} == {"CT", "MR", "US"}
+    splits = {row["key"]: row["split"] for row in read_catalog(data, None, ["key", "split"]).to_pylist()}
+    for row in facts["rows"]:
+        assert row["seen"] == ("trained on" if splits[row["key"]] == "train" else "held out")
+    assert {row["seen"] for row in facts["rows"]} == {"trained on", "held out"}
     assert all(math.isfinite(row["psnr_db"]) and -1 <= row["ssim"] <= 1 for row in facts["rows"])
     image = cv2.imread(str(tmp_path / "figure.png"))
     assert image is not None
     assert image.shape[0] > 3 * 200
     assert image.std() > 10
+
+
+def test_a_reconstruction_of_another_data_set_claims_nothing(trained: Path, tmp_path: Path) -> None:
+    make_dataset(tmp_path / "other", n=20, seed=9)
+    figure = reconstruct(trained, tmp_path / "other", tmp_path / "figure.png", "modality = 'CT'")
+    assert {row.modality for row in figure.rows} == {"CT"}
+    assert "trained on" not in {row.seen for row in figure.rows}
+    with pytest.raises(DatasetError, match="no samples"):
+        reconstruct(trained, tmp_path / "other", tmp_path / "figure.png", "modality = 'XA'")
+
+
+def test_augmentation_can_be_left_out(data: Path) -> None:
+    batch = next(iter(ImageStream(select(data, "modality = 'CT'"), StreamSettings(8, canvas=128))))
+    device = torch.device("cpu")
+    plain = model_input(batch, parse_recipe(RECIPE.replace("[data]", "[data]\naugment = false"), "test"), device)
+    assert torch.equal(plain, evaluation_input(batch, 32, device))
+    assert not torch.allclose(plain, model_input(batch, parse_recipe(RECIPE, "test"), device), atol=0.1)
 
 
 def test_the_schedule_by_hand() -> None:

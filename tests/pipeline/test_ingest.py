@@ -186,7 +186,7 @@ def test_keyed_names_hide_the_path_and_lead_the_owner_back_to_it(tmp_path: Path)
     assert not isinstance(ref, tuple)
     assert "SMITH" not in ref.source_id
     assert "SMITH" not in repr(ref)
-    assert source.locate(ref.source_id) == folder / "slice"
+    assert source.paths()[ref.source_id] == folder / "slice"
 
 
 def test_a_folder_that_leads_back_to_itself_is_read_once(tmp_path: Path) -> None:
