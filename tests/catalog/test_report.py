@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from lumid.catalog.errors import DatasetError
+from lumid.catalog.histogram import number, percent
 from lumid.catalog.layout import Counts, read_manifest
-from lumid.catalog.report import gather, number, percent, render_report, write_report
+from lumid.catalog.report import gather, render_report, write_report
 from tests.factory import make_dataset
 
 VOID = {"meta", "img", "br", "link", "input", "hr", "rect"}
