@@ -47,7 +47,7 @@ class Layout:
 
     @property
     def lock(self) -> Path:
-        """The plan that was built: one row an object, pinned."""
+        """What the data set is made from: one row a series, pinned."""
         return self.root / "lock.parquet"
 
     @property
@@ -64,6 +64,11 @@ class Layout:
     def parts(self) -> Path:
         """Finished batches of a build under way."""
         return self.work / "parts"
+
+    @property
+    def unpacked(self) -> Path:
+        """What had to be unpacked to be read."""
+        return self.work / "unpacked"
 
     @property
     def state(self) -> Path:
@@ -150,7 +155,7 @@ def storage_errors(path: Path) -> Iterator[None]:
             raise StorageError(
                 f"no space left while writing under {path}; free some and run the same command again, it goes on where it stopped"
             ) from None
-        if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+        if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.ENOENT):
             raise StorageError(
                 f"cannot write under {path}: {os.strerror(error.errno)}; choose another --out or change its permissions"
             ) from None

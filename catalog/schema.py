@@ -165,10 +165,16 @@ class RejectRow:
 
 
 REASONS: dict[str, str] = {
+    "fetch_failed": "the archive did not give it whole and verified, after every attempt at every mirror",
+    "unsafe_member": "a member of an archive that is not taken: its path leads out, it is a link or device, encrypted, or of absurd size",
+    "not_listed": "an image that the archive's own table does not list",
+    "broken_archive": "the archive cannot be read to its end; what came before is whole",
+    "nested_archive": "an archive inside an archive, or one that its name does not tell in an object store: unpack it",
     "symlink_loop": "a symbolic link that leads back to itself or to nothing",
     "unreadable": "the file could not be opened or read (permission, I/O error)",
     "empty_file": "zero bytes long",
     "not_dicom": "neither DICOM by its preamble nor by its first elements",
+    "unsupported_format": "a file format, or a variety of one, that lumid does not read",
     "not_a_file": "a socket, pipe or device, not a regular file",
     "dicomdir": "a DICOMDIR: a directory of other files, holds no image",
     "broken_header": "the header cannot be parsed to its end",

@@ -11,18 +11,21 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import pyarrow as pa
+
 from lumid.catalog.cite import write_citations
 from lumid.catalog.errors import DatasetError, LumidError, UsageError
 from lumid.catalog.layout import Layout, Manifest, read_manifest, storage_errors, write_text
 from lumid.catalog.report import render_report
 from lumid.dags.cluster import ClusterSettings, open_cluster, slots
 from lumid.dags.progress import BuildProgress
-from lumid.dags.stages import Listing, ingest_batches, pack, plan_build
+from lumid.dags.stages import ingest_batches, pack, plan_build
 from lumid.dags.status import write_state
+from lumid.pipeline.lock import lock_hash
 from lumid.pipeline.pack import PartAccount
-from lumid.pipeline.plan import listing_hash
-from lumid.pipeline.recipe import Recipe, make_keyer
-from lumid.pipeline.sources import Source, open_source
+from lumid.pipeline.recipe import FolderSettings, PydicomSettings, Recipe, make_keyer
+from lumid.pipeline.scan import listing_hash
+from lumid.pipeline.sources import ListedSource, Listing, open_listed
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,23 +41,26 @@ class BuildResult:
         return counts.planned > 0 and counts.rejected / counts.planned > limit
 
 
-def build(recipe: Recipe, out: Path, cluster: ClusterSettings, progress: BuildProgress) -> BuildResult:
+def build(
+    recipe: Recipe, out: Path, cluster: ClusterSettings, progress: BuildProgress, lock: pa.Table | None = None
+) -> BuildResult:
     """Build a data set into ``out``, or go on with one that was interrupted, or say that it is finished.
 
-    Raises :class:`LumidError` with one line for everything the user can mend.
+    ``lock``: what to build, pinned by a plan of the same recipe. Raises :class:`LumidError` with one line for everything
+    the user can mend.
     """
     layout = Layout(out)
     with storage_errors(out):
         finished = _finished(layout, recipe)
-        sources = _open_sources(recipe, finished)
-        listings = [source.objects() for source in sources]
+        sources = _open_listed(recipe, finished, layout)
+        listings = {number: source.objects() for number, source in sources.items()}
         if finished is not None:
-            _check_current(finished, listings, out)
+            _check_current(finished, listings, lock, out)
             return BuildResult(finished, already_finished=True)
         _check_out(layout, recipe)
         started = time.monotonic()
         with _claimed(layout, recipe), progress, open_cluster(cluster, layout.work / "scratch") as client:
-            plan = plan_build(client, recipe, sources, listings, layout, progress)
+            plan = plan_build(client, recipe, sources, listings, lock, layout, progress)
             accounts = ingest_batches(client, recipe, plan, layout, progress)
             workers = slots(client)
             manifest = pack(client, recipe, plan, layout, progress, accounts)
@@ -64,13 +70,18 @@ def build(recipe: Recipe, out: Path, cluster: ClusterSettings, progress: BuildPr
     return BuildResult(manifest, already_finished=False)
 
 
-def _open_sources(recipe: Recipe, finished: Manifest | None) -> list[Source]:
+def _open_listed(recipe: Recipe, finished: Manifest | None, layout: Layout) -> dict[int, ListedSource]:
+    """The sources that have to be looked through, by their number in the recipe."""
     keyer = make_keyer(recipe.deid)
     try:
-        return [open_source(settings, keyer) for settings in recipe.sources]
+        return {
+            number: open_listed(settings, recipe, keyer, None if finished else layout.unpacked)
+            for number, settings in enumerate(recipe.sources)
+            if isinstance(settings, FolderSettings | PydicomSettings)
+        }
     except LumidError:
         if finished is not None:  # a finished data set does not need its source any more
-            return []
+            return {}
         raise
 
 
@@ -86,19 +97,21 @@ def _finished(layout: Layout, recipe: Recipe) -> Manifest | None:
     return manifest
 
 
-def _check_current(manifest: Manifest, listings: list[Listing], out: Path) -> None:
+def _check_current(manifest: Manifest, listings: dict[int, Listing], lock: pa.Table | None, out: Path) -> None:
+    if lock is not None and lock_hash(lock) != manifest.lock_hash:
+        raise UsageError(f"{out}: holds the finished data set of another lock; choose another --out")
     if not listings:
         return
     if manifest.build.get("listing_hash") != _listings_hash(listings):
-        objects = sum(len(listing) for listing in listings)
+        objects = sum(len(listing) for listing in listings.values())
         raise DatasetError(
-            f"{out}: finished, but its source has changed since ({manifest.counts.objects} objects then, {objects} now); "
-            "build into another --out, or remove this one"
+            f"{out}: finished, but from other files, or its source has changed since ({manifest.counts.objects} objects "
+            f"then, {objects} now); build into another --out, or remove this one"
         )
 
 
-def _listings_hash(listings: list[Listing]) -> str:
-    return listing_hash([item for listing in listings for item in listing])
+def _listings_hash(listings: dict[int, Listing]) -> str:
+    return listing_hash([item for listing in listings.values() for item in listing])
 
 
 def _check_out(layout: Layout, recipe: Recipe) -> None:
@@ -134,7 +147,7 @@ def _claimed(layout: Layout, recipe: Recipe) -> Iterator[None]:
 
 
 def _with_build_facts(
-    manifest: Manifest, listings: list[Listing], accounts: list[PartAccount], seconds: float, workers: int
+    manifest: Manifest, listings: dict[int, Listing], accounts: list[PartAccount], seconds: float, workers: int
 ) -> Manifest:
     source_bytes = sum(account.source_bytes for account in accounts)
     facts = {

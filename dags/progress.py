@@ -18,8 +18,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from lumid.pipeline.batches import Batch
 from lumid.pipeline.pack import PartAccount
-from lumid.pipeline.plan import Batch
 
 LINE_EVERY_S = 10.0
 

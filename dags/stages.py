@@ -10,18 +10,22 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from distributed import Client
 
 from lumid import __version__
-from lumid.catalog.errors import AccountingError
+from lumid.catalog.errors import AccountingError, LumidError, UsageError
 from lumid.catalog.layout import Counts, Layout, Manifest, Shard, write_table
+from lumid.catalog.lock import LOCK
 from lumid.catalog.schema import FORMAT_VERSION
 from lumid.dags.progress import BuildProgress
 from lumid.dags.status import write_state
 from lumid.dags.tasks import Failure, Task, guarded, run_tasks
 from lumid.dags.versions import PIXEL_LIBRARIES, versions
+from lumid.pipeline.batches import Batch, make_batches
 from lumid.pipeline.ingest import ingest
+from lumid.pipeline.lock import lock_hash, lock_table, series_of
 from lumid.pipeline.pack import (
     CatalogChunk,
     CatalogFile,
@@ -37,13 +41,12 @@ from lumid.pipeline.pack import (
     write_part,
     write_rejects,
 )
-from lumid.pipeline.plan import Batch, Scanned, group_series, lock_hash, lock_table, make_batches, scan
-from lumid.pipeline.recipe import Recipe, make_keyer
-from lumid.pipeline.reject import Reject
-from lumid.pipeline.sources import ObjectRef, Source, open_source
+from lumid.pipeline.plan import pin
+from lumid.pipeline.recipe import FolderSettings, PydicomSettings, Recipe, make_keyer
+from lumid.pipeline.scan import Scanned, group_series, scan
+from lumid.pipeline.sources import ListedSource, Listing, ObjectRef, open_listed, open_source
 
 SCAN_CHUNK = 1000
-Listing = list[ObjectRef | tuple[ObjectRef, Reject]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,21 +63,33 @@ class Plan:
 def plan_build(
     client: Client,
     recipe: Recipe,
-    sources: list[Source],
-    listings: list[Listing],
+    sources: dict[int, ListedSource],
+    listings: dict[int, Listing],
+    pinned: pa.Table | None,
     layout: Layout,
     progress: BuildProgress,
 ) -> Plan:
-    """Read every object's header and make the batches; pins what there is in ``work/lock.parquet``."""
+    """What archives hold is pinned, by the lock given or now; every header of a folder is read; both make the batches.
+
+    What an earlier run of the same build has pinned in ``work/lock.parquet`` stays pinned. Raises
+    :class:`LumidError` when a folder is not what the lock says, or not what an unfinished build here began with.
+    """
+    if pinned is None:
+        pinned = _pinned_before(layout) or pin(recipe)
     batches: list[Batch] = []
-    locks = []
-    progress.begin_scan(sum(len(listing) for listing in listings))
-    for number, (source, listing) in enumerate(zip(sources, listings, strict=True)):
-        scanned = _scan(client, recipe, number, listing, layout, progress)
-        series = group_series(scanned)
+    locks = [LOCK.empty_table()]
+    progress.begin_scan(sum(len(listing) for listing in listings.values()))
+    for number in range(len(recipe.sources)):
+        if number in listings:
+            scanned = _scan(client, recipe, number, listings[number], layout, progress)
+            series = group_series(scanned, sources[number].provenance)
+            locks.append(_checked(lock_table(series, number), pinned, number))
+        else:
+            series = series_of(pinned, number)
+            locks.append(pinned.filter(pc.equal(pinned["recipe_source"], number)))
         batches += make_batches(series, number, recipe.hash(), recipe.shards.batch_slices)
-        locks.append(lock_table(series, source.provenance))
     lock = pa.concat_tables(locks)
+    _check_unfinished(layout, {batch.id for batch in batches})
     write_table(layout.work / "lock.parquet", lock)
     write_state(
         layout,
@@ -85,6 +100,37 @@ def plan_build(
         bytes=sum(batch.bytes for batch in batches),
     )
     return Plan(batches, lock)
+
+
+def _pinned_before(layout: Layout) -> pa.Table | None:
+    """What an earlier run pinned of the archives: an index that was updated since must not change a build half-way."""
+    path = layout.work / "lock.parquet"
+    if not path.is_file():
+        return None
+    lock = pq.read_table(path).cast(LOCK)
+    return lock.filter(pc.is_valid(lock["location"]))
+
+
+def _checked(lock: pa.Table, pinned: pa.Table, number: int) -> pa.Table:
+    wanted = pinned.filter(pc.equal(pinned["recipe_source"], number))
+    if wanted.num_rows and lock_hash(wanted) != lock_hash(lock):
+        raise LumidError(
+            f"sources.{number}: the folder does not hold what the lock pins ({lock.num_rows} series now, "
+            f"{wanted.num_rows} then); plan again with: lumid plan RECIPE --out LOCK"
+        )
+    return lock
+
+
+def _check_unfinished(layout: Layout, batches: set[str]) -> None:
+    """Refuse to go on with a build of other files: what it has finished would be thrown away unseen."""
+    finished = {
+        path.name.removesuffix(".parquet") for path in layout.parts.glob("*.parquet") if "rejects" not in path.name
+    }
+    if finished and not finished & batches:
+        raise UsageError(
+            f"{layout.root}: holds an unfinished build of other files, or of files that have changed since; "
+            "choose another --out, or remove it"
+        )
 
 
 def _scan(
@@ -103,7 +149,10 @@ def _scan(
             missing.append(item)
     progress.scanned(len(scanned))
     chunks = [missing[begin : begin + SCAN_CHUNK] for begin in range(0, len(missing), SCAN_CHUNK)]
-    tasks = [(f"scan-{number}-{begin}", scan_task, (recipe, number, chunk)) for begin, chunk in enumerate(chunks)]
+    tasks = [
+        (f"scan-{number}-{begin}", scan_task, (recipe, number, chunk, layout.unpacked))
+        for begin, chunk in enumerate(chunks)
+    ]
     for _, found in run_tasks(client, tasks):
         scanned += found
         progress.scanned(len(found))
@@ -133,12 +182,24 @@ def _read_scan(path: Path) -> dict[tuple[str, int, int], tuple[str, str, int]]:
     }
 
 
-def scan_task(recipe: Recipe, number: int, listing: Listing) -> list[Scanned] | Failure:
+def _listed_settings(recipe: Recipe, number: int) -> FolderSettings | PydicomSettings:
+    settings = recipe.sources[number]
+    assert isinstance(settings, FolderSettings | PydicomSettings), "archives are pinned, not scanned"
+    return settings
+
+
+def scan_task(recipe: Recipe, number: int, listing: Listing, scratch: Path) -> list[Scanned] | Failure:
     """A chunk of a scan, on a worker."""
 
     def work() -> list[Scanned]:
         keyer = make_keyer(recipe.deid)
-        return scan(open_source(recipe.sources[number], keyer), listing, keyer, recipe.deid.policy)
+        return scan(
+            open_listed(_listed_settings(recipe, number), recipe, keyer, scratch),
+            listing,
+            keyer,
+            recipe.deid.policy,
+            requests=recipe.fetch.requests,
+        )
 
     return guarded(work)
 
@@ -159,7 +220,7 @@ def ingest_batches(
         else:
             missing.append(batch)
     progress.begin_ingest(plan.batches, [accounts[batch.id] for batch in plan.batches if batch.id in accounts])
-    tasks = [(batch.id, ingest_task, (recipe, batch, layout.parts)) for batch in missing]
+    tasks = [(batch.id, ingest_task, (recipe, batch, layout.parts, layout.unpacked)) for batch in missing]
     batch_of = {batch.id: batch for batch in missing}
     for name, account in run_tasks(
         client, tasks, on_killed=lambda name: _isolate(client, recipe, batch_of[name], layout)
@@ -170,55 +231,63 @@ def ingest_batches(
 
 
 def ingest_task(
-    recipe: Recipe, batch: Batch, parts: Path, poisoned: frozenset[str] = frozenset()
+    recipe: Recipe, batch: Batch, parts: Path, scratch: Path, poisoned: frozenset[str] = frozenset()
 ) -> PartAccount | Failure:
     """A batch, on a worker: ingested, and written as a part."""
 
     def work() -> PartAccount:
         keyer = make_keyer(recipe.deid)
         started = time.monotonic()
-        result = ingest(batch, open_source(recipe.sources[batch.source], keyer), recipe, keyer, poisoned)
+        source = open_source(recipe, batch.source, keyer, scratch)
+        result = ingest(batch, source, recipe, keyer, poisoned)
         return write_part(PartFiles(parts, batch.id), result, time.monotonic() - started)
 
     return guarded(work, parts)
 
 
-def try_task(recipe: Recipe, batch: Batch) -> int | Failure:
+def try_task(recipe: Recipe, batch: Batch, scratch: Path, poisoned: frozenset[str]) -> int | Failure:
     """Ingest a batch and forget the result: finds out whether the process survives."""
 
     def work() -> int:
         keyer = make_keyer(recipe.deid)
-        return ingest(batch, open_source(recipe.sources[batch.source], keyer), recipe, keyer).planned
+        return ingest(batch, open_source(recipe, batch.source, keyer, scratch), recipe, keyer, poisoned).planned
 
     return guarded(work)
 
 
 def _isolate(client: Client, recipe: Recipe, batch: Batch, layout: Layout) -> PartAccount:
     """A batch that keeps killing its worker: find the objects that do it, reject those, ingest the rest."""
+    names = _object_names(recipe, batch, layout)
+    everything = frozenset(names)
     poisoned: set[str] = set()
-    pending = [[item for series in batch.series for item in series.objects]]
+    pending = [names]
     while pending:
         group = pending.pop()
-        if not _survives(client, recipe, batch, group):
+        if not _survives(client, recipe, batch, everything - frozenset(group), layout):
             if len(group) == 1:
-                poisoned.add(group[0].ref.source_id)
+                poisoned.add(group[0])
             else:
                 pending += [group[: len(group) // 2], group[len(group) // 2 :]]
-    task = (f"{batch.id}-without-{len(poisoned)}", ingest_task, (recipe, batch, layout.parts, frozenset(poisoned)))
-    ((_, account),) = run_tasks(client, [task])
+    arguments = (recipe, batch, layout.parts, layout.unpacked, frozenset(poisoned))
+    ((_, account),) = run_tasks(client, [(f"{batch.id}-without-{len(poisoned)}", ingest_task, arguments)])
     assert isinstance(account, PartAccount)
     return account
 
 
-def _survives(client: Client, recipe: Recipe, batch: Batch, objects: list[Scanned]) -> bool:
-    trial = Batch(f"{batch.id}-trial", batch.source, tuple(group_series(objects)))
-    name = f"{batch.id}-trial-{objects[0].ref.source_id}-{len(objects)}"
+def _object_names(recipe: Recipe, batch: Batch, layout: Layout) -> list[str]:
+    """The source ids of a batch, found out without looking into any object."""
+    source = open_source(recipe, batch.source, make_keyer(recipe.deid), layout.unpacked)
+    try:
+        return [blob.ref.source_id for series in batch.series for blob in source.blobs(series)]
+    finally:
+        source.close()
+
+
+def _survives(client: Client, recipe: Recipe, batch: Batch, without: frozenset[str], layout: Layout) -> bool:
+    """Whether a batch can be ingested when the objects ``without`` are left unread."""
+    name = f"{batch.id}-trial-{hashlib.sha256(' '.join(sorted(without)).encode()).hexdigest()[:16]}"
     killed: list[str] = []
-
-    def note(task: str) -> None:
-        killed.append(task)
-
-    for _ in run_tasks(client, [(name, try_task, (recipe, trial))], on_killed=note):
+    for _ in run_tasks(client, [(name, try_task, (recipe, batch, layout.unpacked, without))], on_killed=killed.append):
         pass
     return not killed
 
@@ -257,7 +326,9 @@ def pack(
     objects = sum(account.objects for account in accounts)
     rejected = sum(rejects["frames"].to_pylist())
     counts = Counts(objects=objects, planned=planned, kept=len(index), rejected=rejected)
-    if counts.planned != counts.kept + counts.rejected or objects != sum(plan.lock["objects"].to_pylist()):
+    pinned = plan.lock["objects"]
+    unaccounted = pinned.null_count == 0 and objects != (pc.sum(pinned).as_py() or 0)
+    if counts.planned != counts.kept + counts.rejected or unaccounted:
         raise AccountingError(
             f"{planned} frames planned, {counts.kept} kept, {rejected} rejected: they do not add up; please report this line"
         )

@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 import pydicom
 from pydicom import Dataset, FileDataset
+from pydicom._uid_dict import UID_dictionary
 from pydicom.encaps import parse_basic_offsets, parse_fragments
 from pydicom.errors import InvalidDicomError
 from pydicom.pixels.decoders.base import get_decoder
@@ -82,7 +83,9 @@ def quiet_libraries() -> None:
     logging.getLogger("pydicom").propagate = False
     warnings.filterwarnings("ignore", module=r"pydicom(\..*)?")
     import gdcm
+    import SimpleITK
 
+    SimpleITK.ProcessObject.SetGlobalWarningDisplay(False)
     gdcm.Trace.WarningOff()
     gdcm.Trace.ErrorOff()
     gdcm.Trace.DebugOff()
@@ -226,7 +229,7 @@ def image_size(dataset: Dataset, limits: Limits) -> ImageSize | Reject:
     if syntax in NATIVE:
         return _check_native(dataset, size, numbers["BitsAllocated"], len(data))
     if syntax not in PLUGINS:
-        return Reject("decode", "unsupported_syntax", syntax if len(syntax) < 65 and syntax.is_valid else "")
+        return Reject("decode", "unsupported_syntax", syntax if syntax in UID_dictionary else "")
     return _check_encapsulated(data, size)
 
 

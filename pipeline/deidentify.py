@@ -264,6 +264,20 @@ def _body_parts() -> dict[str, str]:
     return words
 
 
+def body_part_term(stated: str) -> str | None:
+    """The vocabulary's term for a body part as someone wrote it; None for what it does not know.
+
+    >>> body_part_term("Left Breast")
+    'BREAST'
+    """
+    return _body_parts().get(_squeeze(stated))
+
+
+def body_part_terms() -> list[str]:
+    """The terms of the vocabulary of body parts."""
+    return sorted(set(_body_parts().values()))
+
+
 @cache
 def _manufacturers() -> list[tuple[str, str]]:
     pairs = []
@@ -286,7 +300,7 @@ def _body_part(header: FrameHeader) -> str | None:
             stated = str(region[0].CodeMeaning)
         except Exception:
             return None
-    return _body_parts().get(_squeeze(stated))
+    return body_part_term(stated)
 
 
 def _laterality(header: FrameHeader) -> str | None:

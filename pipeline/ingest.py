@@ -15,6 +15,8 @@ from pydicom import FileDataset
 from lumid.catalog.errors import AccountingError
 from lumid.catalog.keys import Keyer
 from lumid.catalog.schema import MODALITIES, CatalogRow, RejectRow
+from lumid.pipeline.batches import Batch
+from lumid.pipeline.convert import sniff, to_dataset
 from lumid.pipeline.decode import (
     FrameHeader,
     ImageSize,
@@ -23,6 +25,7 @@ from lumid.pipeline.decode import (
     decode_frames,
     image_size,
     parse,
+    pixel_element,
     transfer_syntax,
 )
 from lumid.pipeline.deidentify import Acquisition, Identity, acquisition, identify, policy_name, text_risk
@@ -31,13 +34,13 @@ from lumid.pipeline.geometry import Geometry, geometry
 from lumid.pipeline.normalize import normalize, uses_series_range
 from lumid.pipeline.normalize.intensity import Histogram, Intensities, Range, robust_range
 from lumid.pipeline.normalize.mr import frame_histogram
-from lumid.pipeline.plan import Batch, Scanned, Series
 from lumid.pipeline.quality import Quality, measure
 from lumid.pipeline.recipe import Recipe, SplitSettings
 from lumid.pipeline.reject import Reject
 from lumid.pipeline.select import is_image, select_frame, select_object, select_size
-from lumid.pipeline.sources import Provenance, Source
+from lumid.pipeline.sources import Blob, ObjectRef, Provenance, Series, Source
 
+SNIFF_BYTES = 16 * 1024
 CACHE_BYTES = 256 << 20
 """How much of a series is kept between the pass that finds its range and the pass that applies it."""
 
@@ -46,12 +49,20 @@ CACHE_BYTES = 256 << 20
 class Opened:
     """A DICOM object that holds an image the recipe takes."""
 
-    planned: Scanned
+    ref: ObjectRef
     dataset: FileDataset = field(repr=False)
     size: ImageSize
     identity: Identity = field(repr=False)
     acquired: Acquisition
     burned_in_text: str
+    labels: tuple[str, ...] | None
+    split: str | None
+
+    @property
+    def stored_bytes(self) -> int:
+        """Size of the pixel data as it is held in memory."""
+        element = pixel_element(self.dataset)
+        return len(self.dataset[element].value) if element else 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,96 +103,118 @@ def ingest(
     Raises :class:`AccountingError` when ``planned = kept + rejected`` does not hold: a defect here, not in the input.
     """
     account = Account()
-    for series in batch.series:
-        _ingest_series(series, source, recipe, keyer, poisoned, account)
+    fetched = 0
+    source.prefetch(batch.series)
+    try:
+        for series in batch.series:
+            before = account.objects
+            fetched += _ingest_series(series, source, recipe, keyer, poisoned, account)
+            seen = account.objects - before
+            if series.objects is not None and seen != series.objects:
+                raise AccountingError(f"series {series.id}: {series.objects} objects planned, {seen} accounted for")
+    finally:
+        source.close()
     rejected = sum(row.frames for row in account.rejects)
-    if account.objects != batch.objects or account.planned != len(account.samples) + rejected:
+    if account.planned != len(account.samples) + rejected:
         raise AccountingError(
-            f"batch {batch.id}: {batch.objects} objects planned, {account.objects} seen; {account.planned} frames planned, "
-            f"{len(account.samples)} kept and {rejected} rejected"
+            f"batch {batch.id}: {account.planned} frames planned, {len(account.samples)} kept and {rejected} rejected"
         )
     return BatchResult(
         samples=sorted(account.samples, key=lambda sample: sample.row.key),
         rejects=sorted(account.rejects, key=lambda row: (row.source_id, -1 if row.frame is None else row.frame)),
         objects=account.objects,
         planned=account.planned,
-        source_bytes=batch.bytes,
+        source_bytes=fetched,
     )
 
 
 def _ingest_series(
     series: Series, source: Source, recipe: Recipe, keyer: Keyer, poisoned: frozenset[str], account: Account
-) -> None:
-    """One series. What has an absolute scale goes through in one pass; the rest waits for the series' range."""
+) -> int:
+    """One series; the bytes read. What has an absolute scale goes through in one pass, the rest waits for the range."""
     begin = len(account.samples)
     seen: set[str] = set()
-    waiting: list[Scanned] = []
-    cache: dict[str, Opened] = {}
-    cached_bytes = 0
+    waiting: list[Opened] = []
+    again: set[str] = set()
+    kept_bytes = read_bytes = 0
     histograms: dict[str, list[Histogram]] = {}
 
-    for planned in series.objects:
-        account.objects += 1
+    for blob in source.blobs(series):
+        account.objects += blob.objects
+        size = 0 if isinstance(blob.data, Reject) else len(blob.data)
+        read_bytes += size
         opened = (
             Reject("decode", "decoder_crash")
-            if planned.ref.source_id in poisoned
-            else _guarded_open(planned, source, recipe, keyer)
+            if blob.ref.source_id in poisoned
+            else _guarded_open(blob, series.provenance, recipe, keyer)
         )
         if not isinstance(opened, Reject) and opened.identity.instance_uid in seen:
             opened = Reject("select", "duplicate_instance")
         if isinstance(opened, Reject):
-            _reject_object(planned, opened, source.provenance, account)
+            _reject_object(blob.ref, opened, series, account, frames=blob.objects)
             continue
         if not uses_series_range(FrameHeader(opened.dataset, 0), opened.acquired.modality):
-            if _finish_object(opened, None, source.provenance, recipe, keyer, account):
+            if _finish_object(opened, None, series, recipe, keyer, account):
                 seen.add(opened.identity.instance_uid)
             continue
         found = _object_histograms(opened)
         if isinstance(found, Reject):
-            _reject_object(planned, found, source.provenance, account, opened=opened)
+            _reject_object(blob.ref, found, series, account, opened=opened)
             continue
         seen.add(opened.identity.instance_uid)
         histograms.setdefault(opened.acquired.modality, []).extend(found)
-        waiting.append(planned)
-        if cached_bytes + planned.ref.size_bytes <= CACHE_BYTES:
-            cache[planned.ref.source_id] = opened
-            cached_bytes += planned.ref.size_bytes
+        size = max(size, opened.stored_bytes)  # what was compressed as a file is not so any more
+        if kept_bytes + size <= CACHE_BYTES:
+            waiting.append(opened)
+            kept_bytes += size
+        else:
+            again.add(blob.ref.source_id)
 
     ranges = {modality: robust_range(found) for modality, found in histograms.items()}
-    for planned in waiting:
-        opened_again = cache.pop(planned.ref.source_id, None) or _guarded_open(planned, source, recipe, keyer)
-        if isinstance(opened_again, Reject):  # the file changed or vanished between the two passes
-            _reject_object(planned, opened_again, source.provenance, account)
-            continue
-        _finish_object(opened_again, ranges[opened_again.acquired.modality], source.provenance, recipe, keyer, account)
+    while waiting:
+        opened = waiting.pop()
+        _finish_object(opened, ranges[opened.acquired.modality], series, recipe, keyer, account)
+    for blob in source.blobs(series, frozenset(again)) if again else ():
+        opened = _guarded_open(blob, series.provenance, recipe, keyer)
+        if isinstance(opened, Reject):  # it changed or vanished between the two passes
+            _reject_object(blob.ref, opened, series, account)
+        else:
+            _finish_object(opened, ranges[opened.acquired.modality], series, recipe, keyer, account)
 
     count = len(account.samples) - begin
     account.samples[begin:] = [
         Sample(replace(sample.row, slice_count=count), sample.image) for sample in account.samples[begin:]
     ]
+    return read_bytes
 
 
-def _guarded_open(planned: Scanned, source: Source, recipe: Recipe, keyer: Keyer) -> Opened | Reject:
+def _guarded_open(blob: Blob, provenance: Provenance, recipe: Recipe, keyer: Keyer) -> Opened | Reject:
     try:
-        return open_object(planned, source, recipe, keyer)
+        return open_object(blob, provenance, recipe, keyer)
     except Exception as error:
         return internal_error("read", error)
 
 
-def open_object(planned: Scanned, source: Source, recipe: Recipe, keyer: Keyer) -> Opened | Reject:
-    """Fetch and parse an object, and decide from its header alone whether the recipe takes it."""
-    if planned.reject is not None:
-        return planned.reject
-    data = source.read(planned.ref)
-    if isinstance(data, Reject):
-        return data
-    dataset = parse(data)
+def _parsed(blob: Blob, data: bytes, modality: str | None, limits: Limits) -> FileDataset | Reject:
+    """The DICOM object, or the one that stands for an image in another format: from here on there is one path."""
+    kind = sniff(data[:SNIFF_BYTES])
+    if kind in (None, "dicom"):
+        return parse(data)
+    return to_dataset(data, kind, modality=modality, name=blob.ref.location, limits=limits)
+
+
+def open_object(blob: Blob, provenance: Provenance, recipe: Recipe, keyer: Keyer) -> Opened | Reject:
+    """Parse an object, and decide from its header alone whether the recipe takes it."""
+    if isinstance(blob.data, Reject):
+        return blob.data
+    limits = Limits(recipe.select.max_pixels, recipe.select.max_frames)
+    dataset = _parsed(blob, blob.data, provenance.modality, limits)
     if isinstance(dataset, Reject):
         return dataset
     header = FrameHeader(dataset, 0)
     if refused := is_image(header):
         return refused
-    size = image_size(dataset, Limits(recipe.select.max_pixels, recipe.select.max_frames))
+    size = image_size(dataset, limits)
     if isinstance(size, Reject):
         return size
     modality = select_object(header, recipe.select)
@@ -196,11 +229,11 @@ def open_object(planned: Scanned, source: Source, recipe: Recipe, keyer: Keyer) 
     identity = identify(
         header,
         keyer,
-        collection=source.provenance.collection,
+        collection=provenance.collection,
         policy=recipe.deid.policy,
-        source_id=planned.ref.source_id,
+        source_id=blob.ref.source_id,
     )
-    return Opened(planned, dataset, size, identity, acquired, text)
+    return Opened(blob.ref, dataset, size, identity, acquired, text, blob.labels, blob.split)
 
 
 def _object_histograms(opened: Opened) -> list[Histogram] | Reject:
@@ -217,44 +250,44 @@ def _object_histograms(opened: Opened) -> list[Histogram] | Reject:
 
 
 def _finish_object(
-    opened: Opened, span: Range | None, provenance: Provenance, recipe: Recipe, keyer: Keyer, account: Account
+    opened: Opened, span: Range | None, series: Series, recipe: Recipe, keyer: Keyer, account: Account
 ) -> bool:
     """Every frame of an object becomes a sample or a reject; an object that cannot be decoded at all, one reject.
 
     Returns whether anything could be decoded: if not, another copy of the same instance may take its place.
     """
     done = 0
-    for frame, outcome in enumerate(_frame_outcomes(opened, span, provenance, recipe, keyer)):
+    for frame, outcome in enumerate(_frame_outcomes(opened, span, series, recipe, keyer)):
         if frame == 0 and isinstance(outcome, Reject) and outcome.stage == "decode":
-            _reject_object(opened.planned, outcome, provenance, account, opened=opened)
+            _reject_object(opened.ref, outcome, series, account, opened=opened)
             return False
         done += 1
         if isinstance(outcome, Sample):
             account.samples.append(outcome)
         else:
-            account.rejects.append(_reject_row(opened.planned, outcome, provenance, frame, 1, opened.acquired.modality))
+            account.rejects.append(_reject_row(opened.ref, outcome, series, frame, 1, opened.acquired.modality))
     account.planned += opened.size.frames
     if left := opened.size.frames - done:
         last = Reject("decode", "decode_failed", "frames after the one that failed")
-        account.rejects.append(_reject_row(opened.planned, last, provenance, None, left, opened.acquired.modality))
+        account.rejects.append(_reject_row(opened.ref, last, series, None, left, opened.acquired.modality))
     return True
 
 
 def _frame_outcomes(
-    opened: Opened, span: Range | None, provenance: Provenance, recipe: Recipe, keyer: Keyer
+    opened: Opened, span: Range | None, series: Series, recipe: Recipe, keyer: Keyer
 ) -> Iterator[Sample | Reject]:
     for frame, stored in enumerate(decode_frames(opened.dataset, opened.size)):
         if isinstance(stored, Reject):
             yield stored
             return
         try:
-            yield _frame_sample(opened, frame, stored, span, provenance, recipe, keyer)
+            yield _frame_sample(opened, frame, stored, span, series, recipe, keyer)
         except Exception as error:
             yield internal_error("normalize", error)
 
 
 def _frame_sample(
-    opened: Opened, frame: int, stored: Stored, span: Range | None, provenance: Provenance, recipe: Recipe, keyer: Keyer
+    opened: Opened, frame: int, stored: Stored, span: Range | None, series: Series, recipe: Recipe, keyer: Keyer
 ) -> Sample | Reject:
     """One decoded frame through the rest of the stages."""
     header = FrameHeader(opened.dataset, frame)
@@ -268,7 +301,7 @@ def _frame_sample(
     encoded = encode_image(resized, recipe.pixels.codec)
     placed = geometry(header, opened.acquired.modality)
     kept = replace(intensities, pixels=resized)
-    row = _row(opened, frame, kept, quality, encoded, placed, provenance, recipe, keyer)
+    row = _row(opened, frame, kept, quality, encoded, placed, series.provenance, recipe, keyer)
     return Sample(row, encoded.data)
 
 
@@ -302,7 +335,7 @@ def _row(
         license=provenance.license,
         doi=provenance.doi,
         source_version=provenance.source_version,
-        source_id=opened.planned.ref.source_id,
+        source_id=opened.ref.source_id,
         patient=identity.patient,
         study=identity.study,
         series=identity.series,
@@ -335,7 +368,7 @@ def _row(
         foreground_fraction=quality.foreground_fraction,
         sharpness=quality.sharpness,
         burned_in_text=opened.burned_in_text,
-        split=assign_split(identity.patient, recipe.splits, keyer),
+        split=opened.split or assign_split(identity.patient, recipe.splits, keyer),
         deid_policy=policy_name(recipe.deid.policy),
     )
 
@@ -353,22 +386,23 @@ def assign_split(patient: str, splits: SplitSettings, keyer: Keyer) -> str:
 
 
 def _reject_object(
-    planned: Scanned, reason: Reject, provenance: Provenance, account: Account, *, opened: Opened | None = None
+    ref: ObjectRef, reason: Reject, series: Series, account: Account, *, opened: Opened | None = None, frames: int = 1
 ) -> None:
-    """An object as a whole: all its frames where it was opened, one where it is not known how many it holds."""
-    frames, modality = (opened.size.frames, opened.acquired.modality) if opened else (1, None)
+    """An object as a whole: all its frames where it was opened, ``frames`` where it is not known how many it holds."""
+    modality = opened.acquired.modality if opened else None
+    frames = opened.size.frames if opened else frames
     account.planned += frames
-    account.rejects.append(_reject_row(planned, reason, provenance, None, frames, modality))
+    account.rejects.append(_reject_row(ref, reason, series, None, frames, modality))
 
 
 def _reject_row(
-    planned: Scanned, reason: Reject, provenance: Provenance, frame: int | None, frames: int, modality: str | None
+    ref: ObjectRef, reason: Reject, series: Series, frame: int | None, frames: int, modality: str | None
 ) -> RejectRow:
     return RejectRow(
-        collection=provenance.collection,
-        source=provenance.source,
-        source_id=planned.ref.source_id,
-        series=planned.series,
+        collection=series.provenance.collection,
+        source=series.provenance.source,
+        source_id=ref.source_id,
+        series=series.id,
         frame=frame,
         frames=frames,
         modality=modality if modality in MODALITIES else None,

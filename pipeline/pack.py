@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from lumid.catalog.fingerprint import chunk_hash, rows_hash
 from lumid.catalog.layout import Shard, atomic_file, write_table
 from lumid.catalog.schema import CATALOG, REJECTS, RejectRow, to_table
 from lumid.catalog.shards import END_OF_TAR, image_offset, read_range, sample_members
@@ -257,23 +258,16 @@ class CatalogFile:
 def write_catalog_chunk(chunk: CatalogChunk, parts: Sequence[PartFiles], folder: Path) -> CatalogFile:
     """Write a chunk's rows as one Parquet file a modality, sorted so that queries can skip most of them."""
     table = _chunk_rows(chunk, parts)
-    digest = hashlib.sha256()
+    hashes: dict[str, str] = {}
     counts = []
     for modality in sorted(pc.unique(table["modality"]).to_pylist()):
         rows = table.filter(pc.equal(table["modality"], modality)).sort_by(CATALOG_SORT).combine_chunks()
         counts.append((modality, rows.num_rows))
-        _hash_rows(rows, digest)
+        hashes[modality] = rows_hash(rows)
         write_table(
             folder / f"modality={modality}" / f"part-{chunk.number:05d}.parquet", rows.drop_columns(["modality"])
         )
-    return CatalogFile(digest.hexdigest(), tuple(counts))
-
-
-def _hash_rows(rows: pa.Table, digest: hashlib._Hash) -> None:
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, rows.schema) as stream:
-        stream.write_table(rows)
-    digest.update(sink.getvalue())
+    return CatalogFile(chunk_hash(hashes), tuple(counts))
 
 
 def _chunk_rows(chunk: CatalogChunk, parts: Sequence[PartFiles]) -> pa.Table:

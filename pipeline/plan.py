@@ -1,206 +1,363 @@
-"""What a build will read: objects grouped into series, series grouped into batches, all of it pinned in a lock."""
+"""The plan of a build: what it will read, how much that is, under which licences, and how it differs from the paper.
+
+What archives hold comes from their indexes and is pinned in a lock, series by series. Folders are only counted: what
+is in them is found out when they are read.
+"""
 
 from __future__ import annotations
 
-import hashlib
-import io
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
-from pydicom.filereader import read_partial
-from pydicom.tag import BaseTag
 
+from lumid.catalog.cite import is_non_commercial, plain_doi
+from lumid.catalog.collections import Collection, collections
+from lumid.catalog.errors import RecipeError
 from lumid.catalog.keys import Keyer
-from lumid.catalog.schema import FORMAT_VERSION
-from lumid.pipeline.decode import FrameHeader, looks_like_dicom
-from lumid.pipeline.deidentify import identify
-from lumid.pipeline.reject import Reject
-from lumid.pipeline.sources import ObjectRef, Provenance, Source
-
-HEAD_BYTES = 16 * 1024
-NUMBER_OF_FRAMES = 0x00280008
-
-LOCK = pa.schema(
-    [
-        pa.field("source", pa.string(), metadata={"meaning": "kind of source"}),
-        pa.field("collection", pa.string(), metadata={"meaning": "collection the series belongs to"}),
-        pa.field("source_version", pa.string(), metadata={"meaning": "version of the source"}),
-        pa.field("license", pa.string(), metadata={"meaning": "licence, as the source names it"}),
-        pa.field("doi", pa.string(), metadata={"meaning": "DOI of the collection"}),
-        pa.field("series", pa.string(), metadata={"meaning": "pseudonym of the series"}),
-        pa.field("objects", pa.int64(), metadata={"meaning": "objects planned"}),
-        pa.field("bytes", pa.int64(), metadata={"meaning": "their size", "unit": "bytes"}),
-        pa.field("digest", pa.string(), metadata={"meaning": "SHA-256 over the objects' source ids and sizes"}),
-    ]
+from lumid.catalog.lock import LOCK
+from lumid.catalog.schema import MODALITIES
+from lumid.pipeline.estimate import Assumptions, Estimate, assumptions_of, estimate
+from lumid.pipeline.recipe import (
+    FolderSettings,
+    IdcSettings,
+    NihSettings,
+    PydicomSettings,
+    Recipe,
+    TciaSettings,
+    collections_of,
+    make_keyer,
 )
+from lumid.pipeline.sample import draw_sample
+
+XRAY = frozenset({"CR", "DX"})
+XRAY_ARCHIVES = 12
 
 
 @dataclass(frozen=True, slots=True)
-class Scanned:
-    """What planning needs to know of one object: which series and instance it says to be, and how many frames."""
+class Drift:
+    """How a collection as it is selected, before any sample, differs from the paper's row of it.
 
-    ref: ObjectRef
-    series: str
-    instance: str
-    frames: int
-    reject: Reject | None = None
+    ``patients``: those of all ``rows``, the collections that share the paper's row; None where no index tells.
+    ``missing`` and ``extra``: modalities that the paper lists and the plan lacks, and the other way round.
+    """
+
+    paper_subjects: int
+    patients: int | None
+    rows: tuple[str, ...]
+    missing: tuple[str, ...]
+    extra: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CollectionPlan:
+    """A collection of one source. What no index or listing tells is None.
+
+    ``slices``: objects, as far as they are counted; ``uncounted``: series whose objects nobody has counted; ``gb``:
+    10^9 bytes to fetch, or of a folder to read.
+    """
+
+    collection: str
+    name: str
+    source: str
+    source_version: str | None
+    patients: int | None = None
+    series: int | None = None
+    slices: int | None = None
+    uncounted: int = 0
+    files: int | None = None
+    gb: float | None = None
+    estimated: Estimate | None = None
+    license: str | None
+    doi: str | None
+    modalities: tuple[str, ...] = ()
+    drift: Drift | None = None
+
+    @property
+    def commercial(self) -> bool | None:
+        """Whether the licence does not exclude commercial use; None where none is stated."""
+        return None if self.license is None else not is_non_commercial(self.license)
 
 
 @dataclass(frozen=True, slots=True)
-class Series:
-    """A series to be read whole: its statistics are the series' own. Objects are in the order of their source ids."""
+class Totals:
+    """Sums over the collections of a plan, of what is known of each."""
 
-    id: str
-    objects: tuple[Scanned, ...]
-
-    @property
-    def frames(self) -> int:
-        """Frames that the headers claim."""
-        return sum(item.frames for item in self.objects)
-
-    @property
-    def bytes(self) -> int:
-        """Size of all objects."""
-        return sum(item.ref.size_bytes for item in self.objects)
-
-    def digest(self) -> str:
-        """SHA-256 over what identifies the objects' content as far as a listing can."""
-        lines = "\n".join(f"{item.ref.source_id}\t{item.ref.size_bytes}" for item in self.objects)
-        return hashlib.sha256(lines.encode()).hexdigest()
+    patients: int
+    series: int
+    slices: int
+    files: int
+    gb: float
+    gb_out: float
+    seconds: float
+    non_commercial_slices: int
 
 
 @dataclass(frozen=True, slots=True)
-class Batch:
-    """The unit of work and of resuming: some whole series of one source."""
+class Plan:
+    """A recipe's plan: the lock's rows of every archive, and a summary of every collection."""
 
-    id: str
-    source: int
-    series: tuple[Series, ...]
-
-    @property
-    def objects(self) -> int:
-        """How many objects the batch holds."""
-        return sum(len(series.objects) for series in self.series)
+    recipe: Recipe
+    lock: pa.Table = field(repr=False)
+    collections: tuple[CollectionPlan, ...]
+    assumptions: Assumptions
+    notes: tuple[str, ...]
 
     @property
-    def bytes(self) -> int:
-        """Size of all its objects."""
-        return sum(series.bytes for series in self.series)
+    def totals(self) -> Totals:
+        """Sums of what is known."""
+        each = self.collections
+        estimates = [one.estimated for one in each if one.estimated]
+        return Totals(
+            patients=sum(one.patients or 0 for one in each),
+            series=sum(one.series or 0 for one in each),
+            slices=sum(one.slices or 0 for one in each),
+            files=sum(one.files or 0 for one in each),
+            gb=sum(one.gb or 0.0 for one in each),
+            gb_out=sum(one.gb_out for one in estimates),
+            seconds=sum(one.seconds for one in estimates),
+            non_commercial_slices=sum(one.slices or 0 for one in each if one.commercial is False),
+        )
 
 
-def scan(
-    source: Source, refs: Iterable[ObjectRef | tuple[ObjectRef, Reject]], keyer: Keyer, policy: str
-) -> list[Scanned]:
-    """Read just enough of each object to know its series. What cannot be read is a series of its own."""
-    scanned = []
-    for item in refs:
-        if isinstance(item, tuple):
-            scanned.append(_alone(item[0], keyer, source.provenance, item[1]))
+def plan(recipe: Recipe, index: Path | None = None) -> Plan:
+    """Plan a recipe. ``index``: the folder of IDC's index, by default the installed one.
+
+    Raises :class:`RecipeError` when a source is not there, or is asked for what its index does not know.
+    """
+    keyer = make_keyer(recipe.deid)
+    whole = _pin_all(recipe, keyer, index)
+    lock = draw_sample(whole, recipe.sample, keyer)
+    assumed = assumptions_of(recipe.pixels)
+    everything, chosen = _summaries(whole), _summaries(lock)
+    planned = [
+        _pinned(name, summary, _drift(name, everything[number, name], everything), assumed)
+        for (number, name), summary in chosen.items()
+    ]
+    notes: list[str] = []
+    for number, source in enumerate(recipe.sources):
+        if isinstance(source, FolderSettings | PydicomSettings):
+            entry, remarks = _listed(source)
+            planned.append(entry)
+            notes += remarks
+        elif isinstance(source, IdcSettings):
+            notes.append(_version_note(source, index))
+            empty = [name for name in collections_of(source) if (number, name) not in everything]
+            notes += [f"{name}: IDC has nothing in it that the recipe selects" for name in empty]
+    notes += _remarks(recipe, whole, lock, planned)
+    return Plan(recipe, lock, _in_order(planned), assumed, tuple(notes))
+
+
+def pin(recipe: Recipe, index: Path | None = None) -> pa.Table:
+    """The lock's rows of a recipe's archives, under :data:`~lumid.catalog.lock.LOCK`: the plan without its summary."""
+    keyer = make_keyer(recipe.deid)
+    return draw_sample(_pin_all(recipe, keyer, index), recipe.sample, keyer)
+
+
+def _pin_all(recipe: Recipe, keyer: Keyer, index: Path | None) -> pa.Table:
+    tables = [LOCK.empty_table()]
+    for number, source in enumerate(recipe.sources):
+        if isinstance(source, IdcSettings):
+            from lumid.pipeline.idc_index import plan_idc
+
+            rows = plan_idc(source, keyer, recipe.deid.policy, index)
+        elif isinstance(source, NihSettings):
+            from lumid.pipeline.sources.nih import plan_nih
+
+            rows = plan_nih(source, recipe.fetch, keyer)
+        elif isinstance(source, TciaSettings):
+            from lumid.pipeline.sources.tcia import plan_tcia
+
+            rows = plan_tcia(source, recipe.fetch, keyer, recipe.deid.policy)
         else:
-            scanned.append(_scan_one(source, item, keyer, policy))
-    return scanned
+            continue
+        numbers = pa.repeat(pa.scalar(number, pa.int64()), rows.num_rows)
+        tables.append(rows.set_column(0, LOCK.field("recipe_source"), numbers).cast(LOCK))
+    return pa.concat_tables(tables)
 
 
-def _alone(ref: ObjectRef, keyer: Keyer, provenance: Provenance, reject: Reject | None) -> Scanned:
-    own = keyer.pseudonym("object", provenance.collection, ref.source_id)
-    return Scanned(ref, series=own, instance=own, frames=1, reject=reject)
+# ---- summaries
 
 
-def _scan_one(source: Source, ref: ObjectRef, keyer: Keyer, policy: str) -> Scanned:
-    provenance = source.provenance
-    for limit in (HEAD_BYTES, None):
-        data = source.read(ref, limit)
-        if isinstance(data, Reject):
-            return _alone(ref, keyer, provenance, data)
-        if not looks_like_dicom(data[:132]):
-            return _alone(ref, keyer, provenance, None)
-        reached = False
-
-        def beyond(tag: BaseTag, _vr: str | None, _length: int) -> bool:
-            nonlocal reached
-            reached = reached or tag > NUMBER_OF_FRAMES
-            return reached
-
-        try:
-            header = FrameHeader(read_partial(io.BytesIO(data), stop_when=beyond, force=True), 0)
-            identity = identify(header, keyer, collection=provenance.collection, policy=policy, source_id=ref.source_id)
-            frames = header.number("NumberOfFrames")
-        except Exception:
-            continue  # cut off, or broken: the whole object tells; what is broken is found out when it is ingested
-        if reached or limit is None or len(data) < limit:
-            claimed = int(frames) if frames and 1 <= frames <= 1_000_000 else 1
-            return Scanned(ref, identity.series, identity.instance, claimed)
-    return _alone(ref, keyer, provenance, None)
+def _summaries(lock: pa.Table) -> dict[tuple[int, str], Mapping[str, Any]]:
+    """Counts and distinct values of a lock's rows, by source and collection."""
+    wanted = [
+        ("patient", "count_distinct"), ("series", "count"), ("objects", "sum"), ("objects", "count"), ("bytes", "sum"),
+        ("license", "distinct"), ("doi", "distinct"), ("modality", "distinct"), ("source", "distinct"),
+        ("source_version", "distinct"),
+    ]  # fmt: skip
+    rows = lock.group_by(["recipe_source", "collection"]).aggregate(wanted).to_pylist()
+    uncounted = lock.filter(lock["objects"].is_null()).group_by(["recipe_source", "collection"])
+    bytes_of = {
+        (row["recipe_source"], row["collection"]): row["bytes_sum"]
+        for row in uncounted.aggregate([("bytes", "sum")]).to_pylist()
+    }
+    found = {(row["recipe_source"], row["collection"]): row for row in rows}
+    return {key: row | {"uncounted_bytes": bytes_of.get(key) or 0} for key, row in sorted(found.items())}
 
 
-def group_series(scanned: Sequence[Scanned]) -> list[Series]:
-    """Objects by series, by id. Objects that say to be the same instance go to the series of the first of them."""
-    series_of_instance: dict[str, str] = {}
-    members: dict[str, list[Scanned]] = {}
-    for item in sorted(scanned, key=lambda one: one.ref.source_id):
-        series = series_of_instance.setdefault(item.instance, item.series)
-        members.setdefault(series, []).append(item)
-    return [Series(series, tuple(objects)) for series, objects in sorted(members.items())]
-
-
-def make_batches(series: Sequence[Series], source: int, recipe_hash: str, batch_slices: int) -> list[Batch]:
-    """Series in order, as many to a batch as hold ``batch_slices`` frames or few more."""
-    return [Batch(_batch_id(group, source, recipe_hash), source, tuple(group)) for group in _fill(series, batch_slices)]
-
-
-def _fill(series: Sequence[Series], batch_slices: int) -> Iterator[list[Series]]:
-    group: list[Series] = []
-    frames = 0
-    for one in series:
-        if group and frames + one.frames > batch_slices:
-            yield group
-            group, frames = [], 0
-        group.append(one)
-        frames += one.frames
-    if group:
-        yield group
-
-
-def _batch_id(group: Sequence[Series], source: int, recipe_hash: str) -> str:
-    """A hash of everything the part depends on: inputs as far as a listing tells, recipe, format."""
-    digest = hashlib.sha256(f"{FORMAT_VERSION} {recipe_hash} {source}\n".encode())
-    for series in group:
-        changed = max(item.ref.changed_ns for item in series.objects)
-        digest.update(f"{series.id} {series.digest()} {changed}\n".encode())
-    return digest.hexdigest()[:24]
-
-
-def lock_table(series: Sequence[Series], provenance: Provenance) -> pa.Table:
-    """The lock's rows of one source, under :data:`LOCK`."""
-    return pa.table(
-        {
-            "source": [provenance.source] * len(series),
-            "collection": [provenance.collection] * len(series),
-            "source_version": [provenance.source_version] * len(series),
-            "license": [provenance.license] * len(series),
-            "doi": [provenance.doi] * len(series),
-            "series": [one.id for one in series],
-            "objects": [len(one.objects) for one in series],
-            "bytes": [one.bytes for one in series],
-            "digest": [one.digest() for one in series],
-        },
-        schema=LOCK,
+def _pinned(name: str, summary: Mapping[str, Any], drift: Drift | None, assumed: Assumptions) -> CollectionPlan:
+    slices, size = summary["objects_sum"], summary["bytes_sum"]
+    uncounted, uncounted_bytes = summary["series_count"] - summary["objects_count"], summary["uncounted_bytes"]
+    if _all_xrays(summary):
+        slices, uncounted, uncounted_bytes = collections()["nih_chest_xray"].images, 0, 0
+    return CollectionPlan(
+        collection=name,
+        name=collections()[name].name if name in collections() else name,
+        source=_one(summary["source_distinct"]) or "",
+        source_version=_one(summary["source_version_distinct"]),
+        patients=_patients(summary),
+        series=summary["series_count"],
+        slices=slices,
+        uncounted=uncounted,
+        gb=None if size is None else size / 1e9,
+        estimated=estimate(slices or 0, size or 0, uncounted_bytes, assumed),
+        license=_one(summary["license_distinct"]),
+        doi=_one(summary["doi_distinct"]),
+        modalities=_modalities(summary),
+        drift=drift,
     )
 
 
-def lock_hash(table: pa.Table) -> str:
-    """SHA-256 over a lock's content, whatever file it is in."""
-    digest = hashlib.sha256()
-    for batch in table.to_pylist():
-        digest.update("\t".join("" if value is None else str(value) for value in batch.values()).encode() + b"\n")
-    return digest.hexdigest()
+def _drift(
+    name: str, summary: Mapping[str, Any], everything: Mapping[tuple[int, str], Mapping[str, Any]]
+) -> Drift | None:
+    paper = collections().get(name)
+    if paper is None:
+        return None
+    rows = (name, *paper.shares_row_with)
+    counts = [_patients(row) for (_, other), row in everything.items() if other in rows]
+    planned = set(_modalities(summary))
+    listed = set(paper.paper_modalities)
+    if "X-Ray" in listed and (planned <= XRAY or not planned):
+        listed = set(planned)
+    return Drift(
+        paper_subjects=paper.paper_subjects,
+        patients=None if None in counts else sum(count or 0 for count in counts),
+        rows=rows,
+        missing=tuple(one for one in paper.paper_modalities if one in listed - planned),
+        extra=tuple(one for one in _modalities(summary) if one not in listed),
+    )
 
 
-def listing_hash(objects: Iterable[ObjectRef | tuple[ObjectRef, Reject]]) -> str:
-    """SHA-256 over a source's listing, names and sizes: tells at once whether a finished build is still current."""
-    digest = hashlib.sha256()
-    for item in objects:
-        ref = item[0] if isinstance(item, tuple) else item
-        digest.update(f"{ref.source_id}\t{ref.size_bytes}\n".encode())
-    return digest.hexdigest()
+def _patients(summary: Mapping[str, Any]) -> int | None:
+    if _all_xrays(summary):
+        return collections()["nih_chest_xray"].patients
+    return summary["patient_count_distinct"] or None
+
+
+def _all_xrays(summary: Mapping[str, Any]) -> bool:
+    """Whether these are all archives of the chest X-rays: none of them is counted, but all of them together are."""
+    return bool(summary["source_distinct"] == ["nih"] and summary["series_count"] == XRAY_ARCHIVES)
+
+
+def _modalities(summary: Mapping[str, Any]) -> tuple[str, ...]:
+    held = set(summary["modality_distinct"])
+    return tuple(one for one in MODALITIES if one in held)
+
+
+def _one(values: Iterable[str | None]) -> str | None:
+    """The value that all rows share, or all of them in one line."""
+    return "; ".join(sorted(value for value in values if value)) or None
+
+
+def _in_order(planned: Sequence[CollectionPlan]) -> tuple[CollectionPlan, ...]:
+    """In the order of the paper's table, others after it in that of the recipe."""
+    places = {name: place for place, name in enumerate(collections())}
+    return tuple(sorted(planned, key=lambda one: places.get(one.collection, len(places))))
+
+
+# ---- folders
+
+
+def _listed(source: FolderSettings | PydicomSettings) -> tuple[CollectionPlan, list[str]]:
+    """A folder, counted and not opened; or what the user has to fetch into it."""
+    known = collections().get(source.collection)
+    path = source.path if isinstance(source, FolderSettings) else None
+    by_hand = isinstance(source, FolderSettings) and source.by_hand
+    files, size = _count(path)
+    absent = not files
+    if absent and not by_hand:
+        raise RecipeError(f"{path}: no such folder to read images from, or nothing in it")
+    entry = CollectionPlan(
+        collection=source.collection,
+        name=known.name if known else source.collection,
+        source="by hand" if absent else source.kind,
+        source_version=getattr(source, "version", None),
+        files=None if absent else files,
+        gb=None if absent else size / 1e9,
+        license=source.license,
+        doi=plain_doi(source.doi),
+        modalities=(source.modality,) if isinstance(source, FolderSettings) and source.modality else (),
+    )
+    return entry, [_by_hand(entry, known, path or "")] if absent else []
+
+
+def _by_hand(entry: CollectionPlan, known: Collection | None, path: str) -> str:
+    where = f"from https://doi.org/{entry.doi} " if entry.doi else ""
+    package = known is not None and known.source == "tcia_package"
+    why = " (an Aspera package: needs its browser plug-in or IBM's ascli)" if package else ""
+    return f"{entry.collection}: by hand: fetch {entry.name} {where}into the folder {path}{why}; it is left out until it is there"
+
+
+def _count(path: str | None) -> tuple[int, int]:
+    """Files in a folder or below a prefix, and their bytes; zero of both where it is not there."""
+    if path is None:
+        from lumid.pipeline.sources.folder import pydicom_files
+
+        path = str(pydicom_files())
+    sizes = list(_sizes_in_store(path) if "://" in path else _sizes_in_folder(path))
+    return len(sizes), sum(sizes)
+
+
+def _sizes_in_folder(path: str) -> Iterable[int]:
+    for folder, _, names in os.walk(path):
+        for name in names:
+            try:
+                yield (Path(folder) / name).stat().st_size
+            except OSError:  # gone, or a link to nothing: the build says so
+                yield 0
+
+
+def _sizes_in_store(url: str) -> Iterable[int]:
+    from obstore.exceptions import BaseError
+
+    from lumid.pipeline.sources.store import open_store
+
+    try:
+        for found in open_store(url).list():
+            yield from (int(one["size"]) for one in found)
+    except BaseError:  # its text can hold what the environment holds
+        raise RecipeError(f"{url}: cannot be listed; check the address, the network and the credentials") from None
+
+
+# ---- notes
+
+
+def _version_note(source: IdcSettings, index: Path | None) -> str:
+    from lumid.pipeline.idc_index import index_folder, newest_version, planned_version, version_date
+
+    folder = index or index_folder()
+    version, newest = planned_version(source, folder), newest_version(folder)
+    date = version_date(folder, version)
+    newer = "the newest that the installed index knows" if version == newest else f"the installed index knows {newest}"
+    return f"IDC version {version}{f' of {date}' if date else ''}, {newer}"
+
+
+def _remarks(recipe: Recipe, whole: pa.Table, lock: pa.Table, planned: Sequence[CollectionPlan]) -> list[str]:
+    notes = []
+    if whole.num_rows and (recipe.sample.fraction < 1 or recipe.sample.max_gb is not None):
+        if lock.num_rows == 0:
+            notes.append("the sample is empty: no patient is drawn, or the first one drawn is larger than max_gb")
+        else:
+            notes.append(f"a sample: {lock.num_rows:,} of {whole.num_rows:,} series, whole patients")
+    uncounted = sum(one.uncounted for one in planned)
+    if uncounted:
+        notes.append(f"not in the number of slices: {uncounted:,} series whose objects no index counts")
+    folders = [one.collection for one in planned if one.files is not None]
+    if folders:
+        notes.append(f"{', '.join(folders)}: counted as files; slices are known when they are read")
+    return notes

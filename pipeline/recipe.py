@@ -7,6 +7,7 @@ import json
 import os
 import re
 import tomllib
+from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -16,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from lumid.catalog.codecs import Codec
 from lumid.catalog.errors import RecipeError
 from lumid.catalog.keys import MIN_SECRET_BYTES, PUBLIC_SECRET, Keyer
-from lumid.catalog.settings import explain
+from lumid.catalog.settings import explain_all
 
 Modality = Literal["CT", "MR", "PT", "CR", "DX", "MG", "XA", "RF", "NM", "US", "SC", "OT"]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -26,25 +27,121 @@ class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
-class SourceSettings(_Section):
-    """One place that images come from, and the collection they are put under."""
+CollectionName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_.-]{0,63}$")]
 
-    kind: Literal["folder", "pydicom", "idc", "tcia", "nih"]
-    path: str | None = None
-    collection: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_.-]{0,63}$")] = "local"
+
+class FolderSettings(_Section):
+    """A folder of files, or an object store's prefix (``s3://…``, ``gs://…``, ``az://…``); what is in archives counts too.
+
+    ``modality`` is that of files whose format has no place for one (PNG, NIfTI). ``by_hand``: the files have to be
+    fetched by the user; a plan says from where until they are there.
+    """
+
+    kind: Literal["folder"] = "folder"
+    path: str
+    collection: CollectionName = "local"
     license: str | None = None
     doi: str | None = None
     version: str | None = None
     names: Literal["keyed", "plain"] = "keyed"
-    collections: tuple[str, ...] = ()
-    exclude: tuple[str, ...] = ()
+    modality: Modality | None = None
+    by_hand: bool = False
+
+
+class PydicomSettings(_Section):
+    """The test files inside the pydicom package."""
+
+    kind: Literal["pydicom"] = "pydicom"
+    collection: CollectionName = "pydicom_test_files"
+    license: str | None = None
+    doi: str | None = None
+    names: Literal["keyed", "plain"] = "keyed"
+
+
+class IdcSettings(_Section):
+    """Series of the Imaging Data Commons, chosen from its index. What is left empty does not restrict.
+
+    ``collections``: ids of IDC; empty stands for LUMID's 25. ``licenses``: names as the index has them, or
+    ``commercial`` for those that allow commercial use. ``idc_version``: the newest of the index unless given.
+    """
+
+    kind: Literal["idc"] = "idc"
+    collections: tuple[CollectionName, ...] = ()
+    exclude: tuple[CollectionName, ...] = ()
     idc_version: Annotated[int, Field(ge=1)] | None = None
+    modalities: tuple[Modality, ...] = ()
+    body_parts: tuple[str, ...] = ()
+    licenses: tuple[str, ...] = ()
+    sop_classes: tuple[Annotated[str, Field(pattern=r"^[0-9.]{1,64}$")], ...] = ()
+    min_slices: Annotated[int, Field(ge=1)] = 1
+    max_slices: Annotated[int, Field(ge=1)] | None = None
+    max_series_mb: Annotated[float, Field(gt=0)] | None = None
+    analysis_results: bool = False
+
+
+class TciaSettings(_Section):
+    """Series of The Cancer Imaging Archive: whole collections by name, or those of a ``.tcia`` manifest."""
+
+    kind: Literal["tcia"] = "tcia"
+    collections: tuple[str, ...] = ()
+    manifest: str | None = None
+    modalities: tuple[Modality, ...] = ()
 
     @model_validator(mode="after")
-    def _folder_has_path(self) -> SourceSettings:
-        if self.kind == "folder" and not self.path:
-            raise ValueError("a source of kind 'folder' needs the key 'path'")
+    def _names_something(self) -> TciaSettings:
+        if not self.collections and not self.manifest:
+            raise ValueError("a source of kind 'tcia' needs the key 'collections' or 'manifest'")
         return self
+
+
+class NihSettings(_Section):
+    """ChestX-ray14 of the NIH Clinical Center: its archives are fetched into ``path``, the CSV files must be there.
+
+    ``archives``: numbers of the archives to take, all twelve by default. ``benchmark``: the official test list is held
+    out as the split ``benchmark``, or goes with the rest (``include``).
+    """
+
+    kind: Literal["nih"] = "nih"
+    path: str = "nih_chest_xray"
+    collection: CollectionName = "nih_chest_xray"
+    archives: tuple[Annotated[int, Field(ge=1, le=12)], ...] = tuple(range(1, 13))
+    benchmark: Literal["hold_out", "include"] = "hold_out"
+
+
+AnySource = FolderSettings | PydicomSettings | IdcSettings | TciaSettings | NihSettings
+"""One place that images come from."""
+
+
+class SampleSettings(_Section):
+    """A part of what the archives hold: whole patients, drawn by a keyed hash, so that a larger part holds a smaller one.
+
+    ``max_gb`` takes patients in the order of the draw for as long as they fit. Folders are always taken whole.
+    """
+
+    fraction: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    max_gb: Annotated[float, Field(gt=0.0)] | None = None
+    seed: Annotated[int, Field(ge=0)] = 0
+
+
+class FetchSettings(_Section):
+    """How archives are read. Nothing here changes what a data set holds, so nothing here is part of the recipe's hash.
+
+    ``cache``: a folder or an object store's prefix that keeps the archives' own files by the archive's name of the
+    series' version; with ``offline`` nothing else is asked. ``ahead_mb``: bytes that a worker may hold before they are
+    processed. ``requests``: how many a worker has under way at one host. A request that gives no byte for
+    ``timeout_s`` seconds has failed; each is tried ``attempts`` times at each of the archive's mirrors.
+    """
+
+    cache: str | None = None
+    offline: bool = False
+    ahead_mb: Annotated[float, Field(gt=0)] = 256.0
+    requests: Annotated[int, Field(ge=1, le=1024)] = 32
+    attempts: Annotated[int, Field(ge=1, le=20)] = 5
+    timeout_s: Annotated[float, Field(gt=0)] = 60.0
+    s3_endpoint: str = "https://s3.amazonaws.com"
+    gs_endpoint: str = "https://storage.googleapis.com"
+    nbia_url: str = "https://nbia.cancerimagingarchive.net/nbia-api/services/v4"
+    nih_url: str = "https://nihcc.box.com/shared/static"
 
 
 class DeidSettings(_Section):
@@ -105,31 +202,41 @@ class Recipe(_Section):
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")]
     description: str = ""
-    sources: Annotated[tuple[SourceSettings, ...], Field(min_length=1)]
+    sources: Annotated[tuple[Annotated[AnySource, Field(discriminator="kind")], ...], Field(min_length=1)]
     deid: DeidSettings = DeidSettings()
     select: SelectSettings = SelectSettings()
     pixels: PixelSettings = PixelSettings()
     splits: SplitSettings = SplitSettings()
     shards: ShardSettings = ShardSettings()
     limits: LimitSettings = LimitSettings()
+    sample: SampleSettings = SampleSettings()
+    fetch: FetchSettings = FetchSettings()
 
     @model_validator(mode="after")
     def _private_names(self) -> Recipe:
-        if self.deid.policy == "private" and any(source.names == "plain" for source in self.sources):
+        plain = any(getattr(source, "names", "keyed") == "plain" for source in self.sources)
+        if self.deid.policy == "private" and plain:
             raise ValueError("sources.names must be 'keyed' under policy 'private': file names can hold identifiers")
         return self
 
     def canonical(self) -> dict[str, Any]:
-        """The recipe as plain values, without what differs between machines (paths of sources and keys)."""
+        """The recipe as plain values, without what differs between machines (paths, keys, ways of fetching)."""
         values = self.model_dump(mode="json")
         for source in values["sources"]:
-            source.pop("path")
+            source.pop("path", None)
+            source.pop("manifest", None)
         values["deid"].pop("key_file")
+        values.pop("fetch")
         return values
 
     def hash(self) -> str:
         """SHA-256 over all that shapes the data set; equal for equal recipes on any machine."""
         return hashlib.sha256(json.dumps(self.canonical(), sort_keys=True).encode()).hexdigest()
+
+    def portable(self) -> str | None:
+        """The recipe as JSON that any machine can build from; None when it reads files of this one."""
+        local = any(source.kind == "folder" or getattr(source, "manifest", None) for source in self.sources)
+        return None if local else json.dumps(self.canonical(), sort_keys=True)
 
 
 def shipped_recipes() -> dict[str, str]:
@@ -168,27 +275,112 @@ def parse_recipe(text: str, label: str, *, base: Path) -> Recipe:
     try:
         recipe = Recipe.model_validate_json(json.dumps(values, default=str))
     except ValidationError as error:
-        raise RecipeError("; ".join(f"{label}: {explain(detail, Recipe)}" for detail in error.errors()[:5])) from None
-    sources = tuple(
-        source.model_copy(update={"path": str(base / Path(source.path).expanduser())}) if source.path else source
-        for source in recipe.sources
-    )
-    return recipe.model_copy(update={"sources": sources})
+        raise RecipeError("; ".join(f"{label}: {line}" for line in explain_all(error.errors(), Recipe)[:5])) from None
+    return recipe.model_copy(update={"sources": tuple(_anchored(source, base) for source in recipe.sources)})
 
 
-def make_recipe(folder: Path, *, collection: str, license: str | None = None, doi: str | None = None) -> Recipe:
-    """The recipe of ``lumid build --source FOLDER``: everything by default. Raises :class:`RecipeError`."""
-    values: dict[str, Any] = {
-        "kind": "folder",
-        "path": str(folder.expanduser().resolve()),
-        "collection": collection,
-        "license": license,
-        "doi": doi,
-    }
+def parse_portable(text: str, label: str, *, base: Path) -> Recipe:
+    """A recipe from what :meth:`Recipe.portable` gave; raises :class:`RecipeError`."""
     try:
-        return Recipe(name=re.sub(r"[^a-z0-9_-]", "-", collection), sources=(SourceSettings(**values),))
+        recipe = Recipe.model_validate_json(text)
     except ValidationError as error:
-        raise RecipeError("; ".join(explain(detail, Recipe) for detail in error.errors())) from None
+        raise RecipeError("; ".join(f"{label}: {line}" for line in explain_all(error.errors(), Recipe)[:5])) from None
+    return recipe.model_copy(update={"sources": tuple(_anchored(source, base) for source in recipe.sources)})
+
+
+def _anchored(source: AnySource, base: Path) -> AnySource:
+    """A source whose relative local paths start from ``base``."""
+    paths = {
+        name: str(base / Path(path).expanduser())
+        for name in ("path", "manifest")
+        if (path := getattr(source, name, None)) and "://" not in path
+    }
+    return source.model_copy(update=paths)
+
+
+def make_recipe(
+    folder: Path | str,
+    *,
+    collection: str,
+    license: str | None = None,
+    doi: str | None = None,
+    modality: Modality | None = None,
+) -> Recipe:
+    """The recipe of ``lumid build --source FOLDER``: everything by default. Raises :class:`RecipeError`."""
+    path = str(folder) if "://" in str(folder) else str(Path(folder).expanduser().resolve())
+    try:
+        source = FolderSettings(path=path, collection=collection, license=license, doi=doi, modality=modality)
+        return Recipe(name=re.sub(r"[^a-z0-9_-]", "-", collection), sources=(source,))
+    except ValidationError as error:
+        raise RecipeError("; ".join(explain_all(error.errors(), Recipe))) from None
+
+
+def parse_fraction(text: str) -> float:
+    """A share from ``0.1%`` or ``0.001``; raises :class:`RecipeError`.
+
+    >>> parse_fraction("5%"), parse_fraction("0.05")
+    (0.05, 0.05)
+    """
+    number = text.strip().removesuffix("%")
+    try:
+        share = float(number) / (100 if number != text.strip() else 1)
+    except ValueError:
+        share = -1.0
+    if not 0 < share <= 1:
+        raise RecipeError(f"--sample {text}: not a share; write it as 0.1% or 0.001, above 0 and at most 100%")
+    return share
+
+
+def with_overrides(
+    recipe: Recipe, *, sample: float | None = None, max_gb: float | None = None, collections: Sequence[str] = ()
+) -> Recipe:
+    """The recipe changed by options of the command line; its hash changes with it.
+
+    ``sample`` and ``max_gb`` replace those of ``[sample]``; ``collections`` keeps only these of the recipe's own.
+    Raises :class:`RecipeError` for a collection that the recipe does not have.
+    """
+    changes: dict[str, Any] = {}
+    if sample is not None or max_gb is not None:
+        sizes = {name: value for name, value in (("fraction", sample), ("max_gb", max_gb)) if value is not None}
+        try:
+            changes["sample"] = SampleSettings(**(recipe.sample.model_dump() | sizes))
+        except ValidationError as error:
+            raise RecipeError("; ".join(f"sample.{line}" for line in explain_all(error.errors(), Recipe))) from None
+    if collections:
+        changes["sources"] = _only(recipe.sources, collections)
+    return recipe.model_copy(update=changes)
+
+
+def _only(sources: Sequence[AnySource], wanted: Sequence[str]) -> tuple[AnySource, ...]:
+    """The sources with no more than the wanted collections; those that have none of them are left out."""
+    from lumid.catalog.collections import did_you_mean, plain_name
+
+    names = {plain_name(name) for name in wanted}
+    having = [(source, collections_of(source)) for source in sources]
+    known = [name for _, held in having for name in held]
+    for name in wanted:
+        if plain_name(name) not in map(plain_name, known):
+            raise RecipeError(f"--collection {name}: not among the recipe's collections{did_you_mean(name, known)}")
+    kept: list[AnySource] = []
+    for source, held in having:
+        chosen = tuple(name for name in held if plain_name(name) in names)
+        if chosen and isinstance(source, IdcSettings):
+            kept.append(source.model_copy(update={"collections": chosen, "exclude": ()}))
+        elif chosen and isinstance(source, TciaSettings):
+            kept.append(source.model_copy(update={"collections": chosen, "manifest": None}))
+        elif chosen:
+            kept.append(source)
+    return tuple(kept)
+
+
+def collections_of(source: AnySource) -> tuple[str, ...]:
+    """The collections that a source's settings name, those of LUMID where an IDC source names none."""
+    if isinstance(source, IdcSettings):
+        from lumid.catalog.collections import of_source
+
+        named = source.collections or tuple(one.source_id for one in of_source("idc"))
+        return tuple(name for name in named if name not in source.exclude)
+    return source.collections if isinstance(source, TciaSettings) else (source.collection,)
 
 
 def make_keyer(settings: DeidSettings) -> Keyer:

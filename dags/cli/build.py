@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 from lumid.catalog.errors import EXIT_DONE, EXIT_REJECTS, UsageError
 from lumid.dags.cli.app import app
@@ -83,7 +84,7 @@ def _recipe(name: str | None, source: Path | None, collection: str, license: str
 def _print_summary(manifest: Manifest, out: Path, *, already: bool) -> None:
     console = Console(highlight=False, soft_wrap=True)
     counts = manifest.counts
-    console.print(f"[bold]{out}[/] {'is finished already' if already else 'is finished'}")
+    console.print(f"[bold]{escape(str(out))}[/] {'is finished already' if already else 'is finished'}")
     by_modality = ", ".join(f"{name} {count:,}" for name, count in manifest.modalities.items()) or "none"
     console.print(
         f"  planned {counts.planned:,} = kept {counts.kept:,} + rejected {counts.rejected:,}   (frames of {counts.objects:,} objects)"
@@ -100,7 +101,7 @@ def _print_summary(manifest: Manifest, out: Path, *, already: bool) -> None:
         console.print(
             f"  took      {facts['seconds']:,.1f} s: {facts['slices_per_second']:,} slices/s, {facts['mb_per_second']:,} MB/s with {facts['workers']} workers"
         )
-    console.print(f"  report    {out / 'report.html'}")
+    console.print(f"  report    {out / 'report.html'}", markup=False)
 
 
 @app.command()

@@ -13,6 +13,7 @@ import pytest
 from lumid.catalog.codecs import decode
 from lumid.catalog.keys import PUBLIC_SECRET, Keyer
 from lumid.catalog.shards import read_range, read_samples
+from lumid.pipeline.batches import Batch, make_batches
 from lumid.pipeline.decode import quiet_libraries
 from lumid.pipeline.ingest import BatchResult, assign_split, ingest
 from lumid.pipeline.pack import (
@@ -24,10 +25,10 @@ from lumid.pipeline.pack import (
     write_catalog_chunk,
     write_part,
 )
-from lumid.pipeline.plan import Batch, group_series, listing_hash, make_batches, scan
 from lumid.pipeline.recipe import Recipe, SelectSettings, SplitSettings, make_recipe
 from lumid.pipeline.reject import Reject
-from lumid.pipeline.sources import open_source
+from lumid.pipeline.scan import group_series, listing_hash, scan
+from lumid.pipeline.sources import ListedSource, open_listed
 from tests.dicom import as_bytes, gradient, image
 
 quiet_libraries()
@@ -48,17 +49,24 @@ def plain(folder: Path, **changes: Any) -> Recipe:
     return recipe.model_copy(update={"sources": (source,)} | changes)
 
 
+def listed(recipe: Recipe) -> ListedSource:
+    return open_listed(recipe.sources[0], recipe, KEYER)
+
+
 def batches_of(recipe: Recipe) -> list[Batch]:
-    source = open_source(recipe.sources[0], KEYER)
+    source = open_listed(recipe.sources[0], recipe, KEYER)
     return make_batches(
-        group_series(scan(source, source.objects(), KEYER, "public")), 0, recipe.hash(), recipe.shards.batch_slices
+        group_series(scan(source, source.objects(), KEYER, "public"), source.provenance),
+        0,
+        recipe.hash(),
+        recipe.shards.batch_slices,
     )
 
 
 def run(folder: Path, **changes: Any) -> BatchResult:
     recipe = plain(folder, **changes)
     (batch,) = batches_of(recipe)
-    return ingest(batch, open_source(recipe.sources[0], KEYER), recipe, KEYER)
+    return ingest(batch, open_listed(recipe.sources[0], recipe, KEYER), recipe, KEYER)
 
 
 def reasons(result: BatchResult) -> dict[str, str]:
@@ -171,17 +179,17 @@ def test_batches_hold_whole_series_and_depend_on_their_input_only(tmp_path: Path
 
 def test_listing_hash_tells_a_change_of_the_folder(tmp_path: Path) -> None:
     write(tmp_path, "a")
-    before = listing_hash(open_source(plain(tmp_path).sources[0], KEYER).objects())
-    assert before == listing_hash(open_source(plain(tmp_path).sources[0], KEYER).objects())
+    before = listing_hash(listed(plain(tmp_path)).objects())
+    assert before == listing_hash(listed(plain(tmp_path)).objects())
     write(tmp_path, "b")
-    assert before != listing_hash(open_source(plain(tmp_path).sources[0], KEYER).objects())
+    assert before != listing_hash(listed(plain(tmp_path)).objects())
 
 
 def test_keyed_names_hide_the_path_and_lead_the_owner_back_to_it(tmp_path: Path) -> None:
     folder = tmp_path / "J SMITH 1961"
     folder.mkdir()
     write(folder, "slice")
-    source = open_source(make_recipe(tmp_path, collection="test").sources[0], KEYER)
+    source = listed(make_recipe(tmp_path, collection="test"))
     (ref,) = source.objects()
     assert not isinstance(ref, tuple)
     assert "SMITH" not in ref.source_id
@@ -193,7 +201,7 @@ def test_a_folder_that_leads_back_to_itself_is_read_once(tmp_path: Path) -> None
     write(tmp_path, "a")
     (tmp_path / "sub").mkdir()
     (tmp_path / "sub" / "loop").symlink_to(tmp_path)
-    found = open_source(plain(tmp_path).sources[0], KEYER).objects()
+    found = listed(plain(tmp_path)).objects()
     loops = [item for item in found if isinstance(item, tuple)]
     assert len(found) == 2
     assert isinstance(loops[0][1], Reject)
@@ -215,7 +223,7 @@ def packed(folder: Path, target: Path, batch_slices: int, size_mb: float = 0.02)
     parts = []
     for batch in batches_of(recipe):
         files = PartFiles(target / "parts", batch.id)
-        write_part(files, ingest(batch, open_source(recipe.sources[0], KEYER), recipe, KEYER), 1.0)
+        write_part(files, ingest(batch, open_listed(recipe.sources[0], recipe, KEYER), recipe, KEYER), 1.0)
         parts.append(files)
     index, duplicates = build_index(parts)
     assert duplicates == []

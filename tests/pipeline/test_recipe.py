@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from lumid.catalog.collections import collections, of_source
 from lumid.catalog.errors import RecipeError
-from lumid.pipeline.recipe import load_recipe, make_keyer, make_recipe, parse_recipe, shipped_recipes
+from lumid.pipeline.recipe import load_recipe, make_keyer, make_recipe, parse_portable, parse_recipe, shipped_recipes
 
 BASE = Path()
 MINIMAL = 'name = "mine"\n[[sources]]\nkind = "pydicom"\n'
@@ -23,6 +24,15 @@ def test_shipped_recipes_load_and_teach() -> None:
     assert load_recipe("paper").pixels.profile == "paper"
     assert load_recipe("paper").sources[0].idc_version == 20
     assert "pseudo_phi_dicom_data" in load_recipe("lumid").sources[0].exclude
+    for name in ("lumid", "paper"):
+        idc, nih, *by_hand = load_recipe(name).sources
+        assert (idc.kind, idc.collections, nih.kind) == ("idc", (), "nih")
+        assert nih.benchmark == ("include" if name == "paper" else "hold_out")
+        assert {source.collection for source in by_hand} == {one.id for one in of_source("tcia_package")}
+        for source in by_hand:
+            assert (source.kind, source.by_hand, source.modality) == ("folder", True, "CT")
+            known = collections()[source.collection]
+            assert (source.license, source.doi) == (known.license, known.doi)
 
 
 @pytest.mark.parametrize(
@@ -31,7 +41,21 @@ def test_shipped_recipes_load_and_teach() -> None:
         ("name =", ["f.toml", "TOML"]),
         ('name = "x"', ["f.toml", "sources", "missing"]),
         (MINIMAL.replace("pydicom", "foldr"), ["sources.0.kind", "'foldr'", "'folder'", "'pydicom'"]),
-        (MINIMAL.replace("pydicom", "folder"), ["sources.0", "path"]),
+        ('name = "x"\nsources = [{}]', ["sources.0.kind: missing"]),
+        ('name = "x"\nsources = []', ["sources: needs at least 1"]),
+        (MINIMAL.replace("pydicom", "folder"), ["sources.0.path: missing"]),
+        (
+            MINIMAL + "path = 'x'",
+            ["sources.0.path: unknown key", "allowed here: kind, collection, license, doi, names"],
+        ),
+        (MINIMAL.replace("pydicom", "idc") + "modalities = ['CTT']", ["sources.0.modalities.0", "'CTT'", "'CT'"]),
+        (
+            MINIMAL.replace("pydicom", "idc") + "licence = 'x'",
+            ["sources.0.licence: unknown key", "licenses", "idc_version"],
+        ),
+        (MINIMAL.replace("pydicom", "idc") + "sop_classes = ['CT']", ["sources.0.sop_classes.0", "'CT'", "[0-9.]"]),
+        (MINIMAL.replace("pydicom", "nih") + "benchmark = 'out'", ["sources.0.benchmark", "'hold_out'", "'include'"]),
+        (MINIMAL.replace("pydicom", "tcia"), ["sources.0: ", "'collections' or 'manifest'"]),
         (MINIMAL + "[pixels]\nsiz = 3", ["pixels.siz", "unknown key", "size"]),
         (MINIMAL + "[pixels]\nsize = 'big'", ["pixels.size", "integer"]),
         (MINIMAL + "[pixels]\ncodec = 'gif'", ["pixels.codec", "'gif'", "'png'", "'jxl'"]),
@@ -47,6 +71,7 @@ def test_errors_name_file_key_and_what_is_allowed(text: str, words: list[str]) -
     for word in words:
         assert word in str(caught.value)
     assert "\n" not in str(caught.value)
+    assert str(caught.value).count("f.toml") == 1, "one thing is wrong, one thing is said"
 
 
 def test_unknown_recipe_lists_the_shipped_ones() -> None:
@@ -61,6 +86,27 @@ def test_paths_start_at_the_recipe_and_do_not_change_its_hash(tmp_path: Path) ->
     assert one.sources[0].path == str(tmp_path / "a" / "dicom")
     assert one.hash() == two.hash()
     assert parse_recipe(text + "[pixels]\nsize = 512", "f", base=tmp_path).hash() != one.hash()
+
+
+def test_a_manifest_on_this_machine_does_not_change_the_hash(tmp_path: Path) -> None:
+    text = 'name = "mine"\n[[sources]]\nkind = "tcia"\nmanifest = "m.tcia"\n'
+    one = parse_recipe(text, "f", base=tmp_path / "a")
+    assert one.sources[0].manifest == str(tmp_path / "a" / "m.tcia")
+    assert one.hash() == parse_recipe(text, "f", base=tmp_path / "b").hash()
+    assert str(tmp_path) not in str(one.canonical())
+    assert one.portable() is None
+
+
+def test_a_recipe_without_local_files_comes_back_from_its_portable_form(tmp_path: Path) -> None:
+    text = MINIMAL + "[pixels]\nsize = 128\n[sample]\nmax_gb = 1.5\n[fetch]\nrequests = 3\n"
+    recipe = parse_recipe(text, "f", base=tmp_path)
+    portable = recipe.portable()
+    assert portable is not None
+    back = parse_portable(portable, "f", base=tmp_path)
+    assert back.hash() == recipe.hash()
+    assert back.sample.max_gb == 1.5
+    with pytest.raises(RecipeError, match="label: name: missing"):
+        parse_portable("{}", "label", base=tmp_path)
 
 
 def test_a_private_policy_needs_a_secret_and_never_keeps_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

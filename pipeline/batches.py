@@ -1,0 +1,56 @@
+"""Series grouped into batches: the unit of work and of resuming."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from lumid.catalog.schema import FORMAT_VERSION
+from lumid.pipeline.sources import Series
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Some whole series of one source."""
+
+    id: str
+    source: int
+    series: tuple[Series, ...]
+
+    @property
+    def objects(self) -> int:
+        """How many objects the batch holds, as far as the archives say."""
+        return sum(series.objects or 0 for series in self.series)
+
+    @property
+    def bytes(self) -> int:
+        """Size of all its objects."""
+        return sum(series.bytes for series in self.series)
+
+
+def make_batches(series: Sequence[Series], source: int, recipe_hash: str, batch_slices: int) -> list[Batch]:
+    """Series in order, as many to a batch as hold ``batch_slices`` frames or few more."""
+    return [Batch(_batch_id(group, source, recipe_hash), source, tuple(group)) for group in _fill(series, batch_slices)]
+
+
+def _fill(series: Sequence[Series], batch_slices: int) -> Iterator[list[Series]]:
+    group: list[Series] = []
+    frames = 0
+    for one in series:
+        if group and frames + one.frames > batch_slices:
+            yield group
+            group, frames = [], 0
+        group.append(one)
+        frames += one.frames
+    if group:
+        yield group
+
+
+def _batch_id(group: Sequence[Series], source: int, recipe_hash: str) -> str:
+    """A hash of everything the part depends on: inputs as far as a listing tells, recipe, format."""
+    digest = hashlib.sha256(f"{FORMAT_VERSION} {recipe_hash} {source}\n".encode())
+    for series in group:
+        changed = max((member.ref.changed_ns for member in series.members), default=0)
+        digest.update(f"{series.id} {series.digest()} {changed}\n".encode())
+    return digest.hexdigest()[:24]

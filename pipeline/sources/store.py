@@ -1,0 +1,348 @@
+"""A prefix of an object store: Amazon S3 and what speaks its protocol, Google Cloud Storage, Azure Blob Storage.
+
+Where credentials are found the way each provider's own tools find them, in the environment, they are used; without any,
+requests go unsigned, which is how public buckets are read. ``AWS_ENDPOINT_URL`` names another server than Amazon's.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import random
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
+
+import obstore
+from obstore.exceptions import BaseError, NotFoundError
+from obstore.store import ObjectStore, from_url
+
+from lumid.catalog.errors import RecipeError
+from lumid.catalog.keys import Keyer
+from lumid.pipeline.reject import Reject
+from lumid.pipeline.sources import Blob, Listing, ObjectRef, Provenance, Series
+from lumid.pipeline.sources.archived import Archives, archive_kind, expand, in_order, place_of
+from lumid.pipeline.sources.folder import HEAD_BYTES, FolderSource, source_id_of
+
+if TYPE_CHECKING:
+    from obstore import ObjectMeta
+
+CHUNK_BYTES = 1 << 20
+PAUSE_S = 0.1
+CREDENTIALS: dict[str, tuple[str, ...]] = {
+    "s3": ("AWS_ACCESS_KEY_ID", "AWS_WEB_IDENTITY_TOKEN_FILE", "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI",
+           "AWS_CONTAINER_CREDENTIALS_FULL_URI"),
+    "gs": ("GOOGLE_APPLICATION_CREDENTIALS", "GOOGLE_SERVICE_ACCOUNT", "GOOGLE_SERVICE_ACCOUNT_PATH",
+           "GOOGLE_SERVICE_ACCOUNT_KEY"),
+    "az": ("AZURE_STORAGE_ACCOUNT_KEY", "AZURE_STORAGE_ACCESS_KEY", "AZURE_STORAGE_SAS_KEY", "AZURE_STORAGE_SAS_TOKEN",
+           "AZURE_STORAGE_CLIENT_ID", "AZURE_CLIENT_ID", "AZURE_FEDERATED_TOKEN_FILE"),
+}  # fmt: skip
+"""Schemes that are read, and what in the environment says that there are credentials; ``*_SKIP_SIGNATURE`` overrules."""
+
+SKIP_SIGNATURE = {"s3": "AWS_SKIP_SIGNATURE", "gs": "GOOGLE_SKIP_SIGNATURE", "az": "AZURE_SKIP_SIGNATURE"}
+ARCHIVE_NAMES = (".zip", ".tar", ".tgz", ".tbz", ".tbz2", ".txz", ".tar.gz", ".tar.bz2", ".tar.xz")
+GONE = Reject("read", "unreadable", "no longer there, or changed since it was listed")
+
+
+def open_store(url: str, *, timeout_s: float = 60.0, attempts: int = 5) -> ObjectStore:
+    """The store of ``s3://bucket/prefix``, ``gs://bucket/prefix`` or ``az://account/container/prefix``.
+
+    Raises :class:`RecipeError` for anything else.
+    """
+    scheme = url.partition("://")[0]
+    if scheme not in CREDENTIALS:
+        raise RecipeError(f"{url}: not an address that can be looked through; use a folder, or s3://, gs:// or az://")
+    options: dict[str, Any] = {"client_options": {"timeout": timedelta(seconds=timeout_s)}}
+    options["retry_config"] = {
+        "max_retries": attempts - 1,
+        "retry_timeout": timedelta(seconds=timeout_s * attempts),
+    }
+    if os.environ.get("AWS_ENDPOINT_URL", "").startswith("http://"):
+        options["client_options"]["allow_http"] = True
+    if SKIP_SIGNATURE[scheme] not in os.environ and not any(name in os.environ for name in CREDENTIALS[scheme]):
+        options["config"] = {"skip_signature": True}
+    try:
+        return from_url(url, **options)
+    except (BaseError, ValueError):  # their text can hold what the environment holds
+        raise RecipeError(
+            f"{url}: not a proper address of a bucket, or its settings in the environment are wrong"
+        ) from None
+
+
+@dataclass(frozen=True, slots=True)
+class StoreSource:
+    """Everything below a prefix, and the members of archives that are named as such (``.zip``, ``.tar``, ``.tar.gz`` …).
+
+    A local folder's archives are told by their content alone; here that would cost a request for every object. An archive
+    is fetched whole into ``scratch`` before its members are listed. ``requests``: how many objects are asked for at once;
+    ``ahead_bytes``: how much may have arrived before it is processed.
+    """
+
+    url: str
+    provenance: Provenance
+    keyer: Keyer
+    plain_names: bool = False
+    scratch: Path | None = field(default=None, repr=False)
+    requests: int = 32
+    ahead_bytes: int = 256 << 20
+    timeout_s: float = 60.0
+    attempts: int = 5
+    _store: ObjectStore = field(init=False, repr=False, compare=False)
+    _archives: Archives = field(init=False, repr=False, compare=False)
+    _ahead: ReadAhead = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        store = open_store(self.url, timeout_s=self.timeout_s, attempts=self.attempts)
+        object.__setattr__(self, "_store", store)
+        object.__setattr__(self, "_archives", Archives(self.scratch))
+        object.__setattr__(self, "_ahead", ReadAhead(self.read, self.requests, self.ahead_bytes))
+
+    def objects(self) -> Listing:
+        """Everything below the prefix, by ``source_id``. Raises :class:`RecipeError` when it cannot be listed."""
+        found: Listing = []
+        for key, size, changed_ns in self._listed():
+            ref = ObjectRef(self._source_id(key), size, changed_ns, key)
+            if size == 0:
+                found.append((ref, Reject("read", "empty_file")))
+            elif key.lower().endswith(ARCHIVE_NAMES):
+                found += self._expanded(ref, key)
+            else:
+                found.append(ref)
+        return in_order(found)
+
+    def prefetch(self, series: Sequence[Series]) -> None:
+        """Begin to read the objects of these series, in their order, as far ahead as the bounds allow."""
+        self._ahead.expect(_wanted(series, None))
+
+    def close(self) -> None:
+        """Forget what was read ahead, and what is temporary."""
+        self._ahead.close()
+        self._archives.close()
+
+    def blobs(self, series: Series, only: frozenset[str] | None = None) -> Iterator[Blob]:
+        """The objects of a series."""
+        if only is not None:
+            self._ahead.forget([member.ref for member in series.members if member.ref.source_id not in only])
+        self._ahead.expect(_wanted([series], only), first=True)
+        for member in series.members:
+            if only is None or member.ref.source_id in only:
+                yield Blob(member.ref, self._ahead.take(member.ref) if member.reject is None else member.reject)
+
+    def read(self, ref: ObjectRef, max_bytes: int | None = None) -> bytes | Reject:
+        """The object's bytes, whole by its listed size.
+
+        Reasons: ``unreadable``, ``fetch_failed``; for members also those of the archive.
+        """
+        place = place_of(ref.location)
+        if place is not None:
+            try:
+                path = self._kept(place.archive, ref.changed_ns)
+            except _MissedError as missed:
+                return missed.why
+            return self._archives.read(path, place, ref.size_bytes, max_bytes)
+        wanted = ref.size_bytes if max_bytes is None else min(max_bytes, ref.size_bytes)
+        buffer = io.BytesIO()
+        failed = self._fetch(ref.location, buffer, None if wanted == ref.size_bytes else wanted)
+        if failed is not None:
+            return failed
+        return buffer.getvalue() if buffer.tell() == wanted else GONE
+
+    def _fetch(self, key: str, file: IO[bytes], limit: int | None, changed_ns: int | None = None) -> Reject | None:
+        """Write an object, or its first ``limit`` bytes, to ``file``; None when it is whole.
+
+        Requests that fail are tried again by the store's client; a body that breaks off, here.
+        """
+        last = GONE
+        for attempt in range(self.attempts):
+            if attempt:
+                time.sleep(PAUSE_S * 2**attempt * random.uniform(0.5, 1.5))
+            file.seek(0)
+            file.truncate()
+            try:
+                found = obstore.get(self._store, key, options=None if limit is None else {"range": (0, limit)})
+            except (BaseError, FileNotFoundError, PermissionError) as error:
+                return _missed(error)
+            if changed_ns is not None and _changed_ns(found.meta) != changed_ns:
+                return GONE
+            try:
+                for chunk in found.stream(min_chunk_size=CHUNK_BYTES):
+                    file.write(chunk)
+                return None
+            except BaseError as error:
+                last = _missed(error)
+        return last
+
+    def _listed(self) -> list[tuple[str, int, int]]:
+        """Key below the prefix, size, and time of change (ns) of every object; markers of folders left out."""
+        try:
+            found = [
+                (meta["path"], meta["size"], _changed_ns(meta)) for page in obstore.list(self._store) for meta in page
+            ]
+        except (BaseError, OSError) as error:
+            raise RecipeError(f"{self.url}: {_why_not_listed(error)}") from None
+        folders = {key[:at] for key, _, _ in found for at in range(len(key)) if key[at] == "/"}
+        found = [item for item in found if item[0] and not (item[1] == 0 and item[0] in folders)]
+        if not found:
+            raise RecipeError(f"{self.url}: there is nothing below this prefix")
+        return found
+
+    def _expanded(self, ref: ObjectRef, key: str) -> Listing:
+        head = self.read(ref, HEAD_BYTES)
+        if isinstance(head, Reject):
+            return [(ref, head)]
+        kind = archive_kind(head)
+        if kind is None:
+            return [ref]
+        try:
+            path = self._kept(key, ref.changed_ns)
+        except _MissedError as missed:
+            return [(ref, missed.why)]
+        return expand(self._archives, ref, path, kind, lambda name: self._source_id(f"{key}!{name}"))
+
+    def _kept(self, key: str, changed_ns: int) -> Path:
+        """The archive of that key on this machine's disk, as it was when it was listed."""
+
+        def fetch(file: IO[bytes]) -> None:
+            missed = self._fetch(key, file, None, changed_ns)
+            if missed is not None:
+                raise _MissedError(missed)
+
+        return self._archives.kept(f"{self.url}\t{key}\t{changed_ns}", fetch)
+
+    def _source_id(self, name: str) -> str:
+        return source_id_of(name, self.provenance, self.keyer, self.plain_names)
+
+
+def open_folder(
+    path: str,
+    provenance: Provenance,
+    keyer: Keyer,
+    *,
+    plain_names: bool = False,
+    scratch: Path | None = None,
+    requests: int = 32,
+    ahead_bytes: int = 256 << 20,
+    timeout_s: float = 60.0,
+    attempts: int = 5,
+) -> FolderSource | StoreSource:
+    """What a recipe's ``path`` of a folder means: a local one (also ``file://``), or a prefix of an object store.
+
+    The numbers are those of :class:`StoreSource`. Raises :class:`RecipeError` when it is not there.
+    """
+    if path.startswith("file://"):
+        path = url2pathname(urlsplit(path).path)
+    if "://" not in path:
+        return FolderSource(Path(path), provenance, keyer, plain_names, scratch)
+    return StoreSource(path, provenance, keyer, plain_names, scratch, requests, ahead_bytes, timeout_s, attempts)
+
+
+class _MissedError(Exception):
+    """An archive that could not be fetched, and why."""
+
+    def __init__(self, why: Reject) -> None:
+        super().__init__(why.code)
+        self.why = why
+
+
+def _wanted(series: Sequence[Series], only: frozenset[str] | None) -> list[ObjectRef]:
+    members = (member for one in series for member in one.members if member.reject is None)
+    return [member.ref for member in members if only is None or member.ref.source_id in only]
+
+
+def _changed_ns(meta: ObjectMeta) -> int:
+    return int(meta["last_modified"].timestamp() * 1e9)
+
+
+def _missed(error: Exception) -> Reject:
+    if isinstance(error, (FileNotFoundError, NotFoundError)):
+        return GONE
+    denied = isinstance(error, PermissionError) or "denied" in type(error).__name__.lower()
+    return Reject("read", "fetch_failed", "access denied" if denied else type(error).__name__)
+
+
+def _why_not_listed(error: Exception) -> str:
+    """What the store said, in our words: its own holds request addresses and the provider's XML."""
+    text = str(error)
+    if isinstance(error, (FileNotFoundError, NotFoundError)) or "404 Not Found" in text:
+        return "no such bucket"
+    if isinstance(error, PermissionError) or "403 Forbidden" in text or "401 Unauthorized" in text:
+        return "access denied; give credentials in the environment, or check that the bucket is public"
+    if type(error).__name__ == "InvalidPathError":
+        return "an object's name cannot be read ('..' or an empty part in its path); rename it or choose another prefix"
+    return "the store does not answer; check the address, AWS_ENDPOINT_URL and the network"
+
+
+class ReadAhead:
+    """Reads objects before they are asked for, in the order in which they will be.
+
+    At most ``requests`` at once, and no more than ``ahead_bytes`` read or being read and not yet taken (one object is
+    always allowed). For one consumer: :meth:`take` is called from one thread.
+    """
+
+    def __init__(self, read: Callable[[ObjectRef], bytes | Reject], requests: int, ahead_bytes: int) -> None:
+        self._read = read
+        self._requests = requests
+        self._free = self._ahead_bytes = ahead_bytes
+        self._pool: ThreadPoolExecutor | None = None
+        self._queue: deque[ObjectRef] = deque()
+        self._flying: dict[str, tuple[int, Future[bytes | Reject]]] = {}
+
+    def expect(self, refs: Sequence[ObjectRef], *, first: bool = False) -> None:
+        """Add what will be asked for, after what is expected already, or before it. What is being read stays so."""
+        if first:
+            wanted = {ref.location for ref in refs}
+            rest = [ref for ref in self._queue if ref.location not in wanted]
+            self._queue = deque([ref for ref in refs if ref.location not in self._flying] + rest)
+        else:
+            known = self._flying.keys() | {ref.location for ref in self._queue}
+            self._queue.extend(ref for ref in refs if ref.location not in known)
+        self._fill()
+
+    def forget(self, refs: Sequence[ObjectRef]) -> None:
+        """Take back that these will be asked for."""
+        gone = {ref.location for ref in refs}
+        self._queue = deque(ref for ref in self._queue if ref.location not in gone)
+        for location in gone & self._flying.keys():
+            self._drop(location)
+
+    def take(self, ref: ObjectRef) -> bytes | Reject:
+        """The object's bytes: as soon as they are there where they were expected, else read now."""
+        if ref.location not in self._flying:
+            self._queue = deque(other for other in self._queue if other.location != ref.location)
+            return self._read(ref)
+        _, future = self._flying[ref.location]
+        data = future.result()
+        self._drop(ref.location)
+        self._fill()
+        return data
+
+    def close(self) -> None:
+        """Forget everything; what is being read is waited for and dropped."""
+        self._queue.clear()
+        for location in list(self._flying):
+            self._drop(location)
+        if self._pool is not None:
+            self._pool.shutdown(wait=True, cancel_futures=True)
+            self._pool = None
+
+    def _drop(self, location: str) -> None:
+        size, future = self._flying.pop(location)
+        future.cancel()
+        self._free += size
+
+    def _fill(self) -> None:
+        while self._queue and (self._queue[0].size_bytes <= self._free or not self._flying):
+            if len(self._flying) >= 4 * self._requests:
+                return  # many small objects: they need no more than keeps the readers busy
+            ref = self._queue.popleft()
+            if self._pool is None:
+                self._pool = ThreadPoolExecutor(self._requests, thread_name_prefix="lumid-read")
+            self._free -= ref.size_bytes
+            self._flying[ref.location] = ref.size_bytes, self._pool.submit(self._read, ref)
