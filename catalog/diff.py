@@ -28,6 +28,9 @@ DESCRIPTION = tuple(
 )
 """Columns that say something of a sample's image; the others say where it is and how it is stored."""
 
+DATABASE = {"python_enable_replacements": False, "memory_limit": "1GB", "preserve_insertion_order": False}
+"""What does not fit into this memory is put beside the temporary database."""
+
 Secrets = Literal["same", "different", "unknown"]
 
 
@@ -163,7 +166,7 @@ def diff(a: Path, b: Path, keys: Path | None = None) -> Difference:
 def _compared(a: Path, b: Path) -> Iterator[duckdb.DuckDBPyConnection]:
     """A database with the table ``pairs``: every key of both, with its status. It lies on disk, and goes at the end."""
     with tempfile.TemporaryDirectory(prefix="lumid-diff-") as folder, storage_errors(Path(folder)):
-        work = duckdb.connect(str(Path(folder) / "diff.duckdb"), config={"python_enable_replacements": False})
+        work = duckdb.connect(str(Path(folder) / "diff.duckdb"), config=DATABASE)
         try:
             for name, root in (("a", a), ("b", b)):
                 _fill(work, name, root)
@@ -203,7 +206,10 @@ WITH
             b.pixel_hash AS pixel_hash_b,
             coalesce(a.collection, b.collection) AS collection,
             coalesce(a.modality, b.modality) AS modality,
-            a.description IS DISTINCT FROM b.description AS described_differently
+            a.description IS DISTINCT FROM b.description AS described_differently,
+            -- joins on one equality each: with a condition beside it DuckDB compares every row with every other
+            CASE WHEN b.key IS NULL THEN a.pixel_hash END AS alone_a,
+            CASE WHEN a.key IS NULL THEN b.pixel_hash END AS alone_b
         FROM a FULL JOIN b ON a.key = b.key
     )
 SELECT
@@ -218,8 +224,8 @@ SELECT
     keys.*,
     coalesce(pixels_a.key, pixels_b.key) AS other_key
 FROM keys
-LEFT JOIN pixels_b ON pixel_hash_b IS NULL AND pixels_b.pixel_hash = pixel_hash_a
-LEFT JOIN pixels_a ON pixel_hash_a IS NULL AND pixels_a.pixel_hash = pixel_hash_b
+LEFT JOIN pixels_b ON pixels_b.pixel_hash = alone_a
+LEFT JOIN pixels_a ON pixels_a.pixel_hash = alone_b
 """
 
 

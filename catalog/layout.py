@@ -155,7 +155,7 @@ def storage_errors(path: Path) -> Iterator[None]:
             raise StorageError(
                 f"no space left while writing under {path}; free some and run the same command again, it goes on where it stopped"
             ) from None
-        if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.ENOENT):
+        if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR):
             raise StorageError(
                 f"cannot write under {path}: {os.strerror(error.errno)}; choose another --out or change its permissions"
             ) from None

@@ -59,7 +59,7 @@ def demo(out: Path, console: Console, *, steps: int | None = None) -> DemoResult
 
     console.rule("3 · pre-train: a tiny masked auto-encoder on the CPU, streaming those shards")
     if not has_torch():
-        console.print("left out: torch is not installed; get it with: pip install 'lumid[train]'")
+        console.print("left out: torch is not installed; get it with: pip install 'lumid[train]'", markup=False)
         return DemoResult(data, result.manifest, sheet, None, None)
     run = out / "run"
     trained = run_pretraining(data, run, "tiny-cpu", steps=steps, where=TRAIN_ON, console=console)

@@ -38,7 +38,8 @@ def _fill(series: Sequence[Series], batch_slices: int) -> Iterator[list[Series]]
     group: list[Series] = []
     frames = 0
     for one in series:
-        if group and frames + one.frames > batch_slices:
+        # what an archive does not count can be large, and is a batch of its own
+        if group and (frames + one.frames > batch_slices or one.objects is None or group[-1].objects is None):
             yield group
             group, frames = [], 0
         group.append(one)

@@ -85,7 +85,7 @@ def quiet_libraries() -> None:
     import gdcm
     import SimpleITK
 
-    SimpleITK.ProcessObject.SetGlobalWarningDisplay(False)
+    SimpleITK.ProcessObject.SetGlobalWarningDisplay(False)  # type: ignore[no-untyped-call]
     gdcm.Trace.WarningOff()
     gdcm.Trace.ErrorOff()
     gdcm.Trace.DebugOff()

@@ -15,6 +15,8 @@ from lumid.catalog.errors import EXIT_DONE, EXIT_REJECTS, UsageError
 from lumid.dags.cli.app import app
 
 if TYPE_CHECKING:
+    import pyarrow as pa
+
     from lumid.catalog.layout import Manifest
     from lumid.pipeline.recipe import Recipe
 
@@ -36,6 +38,16 @@ def build(
     scheduler: Annotated[
         str | None, typer.Option(help="Address of a running Dask scheduler, e.g. tcp://host:8786.")
     ] = None,
+    lock: Annotated[
+        Path | None, typer.Option(help="Build what this lock pins, from `lumid plan RECIPE --out LOCK`.")
+    ] = None,
+    sample: Annotated[
+        str | None, typer.Option(metavar="SHARE", help="Whole patients, this share of them: 0.1% or 0.001.")
+    ] = None,
+    max_gb: Annotated[float | None, typer.Option(min=0, help="Whole patients, for as long as they fit.")] = None,
+    only: Annotated[
+        list[str] | None, typer.Option("--only", metavar="COLLECTION", help="Only this of the recipe's collections.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Build a data set; run it again to go on with one that was interrupted.
@@ -48,16 +60,20 @@ def build(
 
         lumid build --source ~/dicom --out /data/mine --collection my-study --license "CC BY 4.0"
 
+        lumid build lumid --only lidc_idri --max-gb 5 --out part
+
+        lumid build --lock plan.lock.parquet --out again
+
         lumid build lumid.toml --scheduler tcp://10.0.0.1:8786
     """
     from lumid.dags.build import build as run
     from lumid.dags.cluster import ClusterSettings
     from lumid.dags.progress import BuildProgress
 
-    chosen = _recipe(recipe, source, collection, license, doi)
+    chosen, pinned = _chosen(recipe, source, collection, license, doi, lock, sample, max_gb, only or [])
     target = out or Path(chosen.name)
     console = Console(stderr=True, highlight=False)
-    result = run(chosen, target, ClusterSettings(scheduler, workers), BuildProgress(console))
+    result = run(chosen, target, ClusterSettings(scheduler, workers), BuildProgress(console), pinned)
     manifest = result.manifest
     if as_json:
         typer.echo(json.dumps({"out": str(target), "already_finished": result.already_finished} | asdict(manifest)))
@@ -70,11 +86,36 @@ def build(
     raise typer.Exit(EXIT_DONE)
 
 
+def _chosen(
+    name: str | None, source: Path | None, collection: str, license: str | None, doi: str | None,
+    lock: Path | None, sample: str | None, max_gb: float | None, only: list[str],
+) -> tuple[Recipe, pa.Table | None]:  # fmt: skip
+    """The recipe with the command line's changes, and the lock's rows where one is given."""
+    from lumid.pipeline.lock import read_lock
+    from lumid.pipeline.recipe import parse_fraction, with_overrides
+
+    if lock is not None and name is None and source is None:
+        if sample or max_gb or only:
+            raise UsageError("--lock without a RECIPE builds all that it pins; plan another one for a part")
+        pinned, embedded = read_lock(lock)
+        if embedded is None:
+            raise UsageError(
+                f"{lock}: its recipe reads folders of its own: give it too, lumid build RECIPE --lock {lock}"
+            )
+        return embedded, pinned
+    chosen = _recipe(name, source, collection, license, doi)
+    share = None if sample is None else parse_fraction(sample)
+    chosen = with_overrides(chosen, sample=share, max_gb=max_gb, collections=only)
+    return chosen, None if lock is None else read_lock(lock, chosen)[0]
+
+
 def _recipe(name: str | None, source: Path | None, collection: str, license: str | None, doi: str | None) -> Recipe:
     from lumid.pipeline.recipe import load_recipe, make_recipe
 
     if (name is None) == (source is None):
-        raise UsageError("give a RECIPE or --source FOLDER (one of them); `lumid build --help` has examples")
+        raise UsageError(
+            "give a RECIPE or --source FOLDER (one of them), or --lock LOCK; `lumid build --help` has examples"
+        )
     if name is not None:
         return load_recipe(name)
     assert source is not None

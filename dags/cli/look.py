@@ -193,7 +193,7 @@ def rejects(
             typer.echo(
                 f"none of these files is in {source}: is it the folder that the data set was built from?", err=True
             )
-        answer = answer.add_column(0, "path", [[None if path is None else str(path) for path in paths]])
+        answer = answer.add_column(0, "path", [[None if path is None else _shown(path) for path in paths]])
     kind = "reasons" if by_code else "rejects"
     more = "" if by_code else "; --by-code counts the reasons"
     write_rows(
@@ -283,3 +283,8 @@ def _print_columns(dataset: Path, shape: Format) -> None:
     read_manifest(dataset)
     table = pa.Table.from_pylist([asdict(info) for info in columns_of(CATALOG)])
     write_rows(table.select(["column", "type", "unit", "meaning", "dicom"]), shape, None, table.num_rows, "")
+
+
+def _shown(path: Path) -> str:
+    """A path as text that can be printed, whatever bytes its name is made of."""
+    return str(path).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")

@@ -353,7 +353,7 @@ def test_an_out_that_holds_something_else_is_refused(what: str, tmp_path: Path) 
         (["build"], 2, "RECIPE or --source"),
         (["build", "no-such"], 2, "demo, lumid, paper"),
         (["build", "--source", "no-such-folder", "--out", "x"], 2, "no such folder"),
-        (["build", "lumid", "--out", "x"], 2, "ct_org: no such folder"),
+        (["build", "lumid", "--out", "x"], 2, "has to be fetched by hand"),
         (["build", "demo", "--out", "x", "--scheduler", "tcp://127.0.0.1:9"], 1, "no Dask scheduler answers"),
         (["status", "no-such"], 1, "not a data set"),
         (["query", "no-such"], 1, "not a data set"),

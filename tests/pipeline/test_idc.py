@@ -1,0 +1,124 @@
+"""The Imaging Data Commons' buckets, played by an S3 server on this machine that holds real DICOM."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import boto3
+import pytest
+from botocore.config import Config
+from moto.server import ThreadedMotoServer
+
+from lumid.catalog.keys import PUBLIC_SECRET, Keyer
+from lumid.catalog.layout import read_manifest
+from lumid.dags.build import build
+from lumid.dags.cluster import ClusterSettings
+from lumid.dags.progress import BuildProgress
+from lumid.pipeline.lock import LOCK
+from lumid.pipeline.recipe import FetchSettings, IdcSettings, Recipe
+from lumid.pipeline.reject import Reject
+from lumid.pipeline.sources import Provenance, Series
+from lumid.pipeline.sources.idc import IdcSource
+from tests.dicom import as_bytes, gradient, image
+
+BUCKET = "idc-open-data"
+FILES = {
+    f"{number:08x}.dcm": as_bytes(image(gradient(high=500 + number), SOPInstanceUID=f"1.2.{number}"))
+    for number in range(6)
+}
+
+
+@pytest.fixture(scope="module")
+def endpoint() -> Iterator[str]:
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()
+
+
+@pytest.fixture(scope="module")
+def client(endpoint: str) -> object:
+    found = boto3.client(
+        "s3", endpoint_url=endpoint, region_name="us-east-1", aws_access_key_id="test", aws_secret_access_key="test",
+        config=Config(s3={"addressing_style": "path"}),
+    )  # fmt: skip
+    for bucket in (BUCKET, "mirror"):
+        found.create_bucket(Bucket=bucket, ACL="public-read")
+        for name, data in FILES.items():
+            found.put_object(Bucket=bucket, Key=f"whole/{name}", Body=data, ACL="public-read")
+    found.put_object(Bucket="mirror", Key="mirrored/a.dcm", Body=FILES["00000000.dcm"], ACL="public-read")
+    return found
+
+
+def settings(endpoint: str, **more: object) -> FetchSettings:
+    return FetchSettings(s3_endpoint=endpoint, gs_endpoint=endpoint, attempts=2, timeout_s=5, **more)  # type: ignore[arg-type]
+
+
+def series(location: str, objects: int | None, *urls: str) -> Series:
+    provenance = Provenance("lidc_idri", "idc", "CC BY 3.0", None, "IDC v25")
+    return Series("0" * 16, provenance, objects, 1, location=location, urls=urls)
+
+
+def test_every_object_arrives_by_name_and_whole(endpoint: str, client: object) -> None:
+    one = series("whole", 6, f"s3://{BUCKET}/whole/")
+    source = IdcSource(settings(endpoint))
+    source.prefetch([one])
+    found = {blob.ref.source_id: blob.data for blob in source.blobs(one)}
+    assert found == {f"whole/{name}": data for name, data in FILES.items()}
+    assert list(found) == sorted(found)
+    again = [blob.data for blob in source.blobs(one, frozenset({"whole/00000002.dcm"}))]
+    assert again == [FILES["00000002.dcm"]]
+    source.close()
+
+
+def test_a_mirror_is_asked_when_the_first_has_nothing(endpoint: str, client: object) -> None:
+    one = series("mirrored", 1, f"s3://{BUCKET}/mirrored/", "gs://mirror/mirrored/")
+    (blob,) = IdcSource(settings(endpoint)).blobs(one)
+    assert blob.data == FILES["00000000.dcm"]
+
+
+@pytest.mark.parametrize(
+    ("location", "objects", "detail"),
+    [("whole", 7, "6 objects listed, 7 planned"), ("gone", None, "no objects listed")],
+)
+def test_a_series_that_is_not_what_was_planned_is_one_reject(
+    location: str, objects: int | None, detail: str, endpoint: str, client: object
+) -> None:
+    (blob,) = IdcSource(settings(endpoint)).blobs(series(location, objects, f"s3://{BUCKET}/{location}/"))
+    assert blob.data == Reject("fetch", "fetch_failed", detail)
+    assert blob.objects == (objects or 1)
+
+
+def test_nobody_there_is_a_reject_within_bounds() -> None:
+    (blob,) = IdcSource(settings("http://127.0.0.1:9")).blobs(series("whole", 6, f"s3://{BUCKET}/whole/"))
+    assert isinstance(blob.data, Reject)
+    assert (blob.data.code, blob.objects) == ("fetch_failed", 6)
+
+
+def test_a_build_from_a_lock_keeps_what_came_and_accounts_for_what_did_not(
+    endpoint: str, client: object, tmp_path: Path
+) -> None:
+    import pyarrow as pa
+    from rich.console import Console
+
+    recipe = Recipe(name="part", sources=(IdcSettings(collections=("lidc_idri",)),), fetch=settings(endpoint))
+    keyer = Keyer(PUBLIC_SECRET)
+    rows = [
+        dict.fromkeys(LOCK.names) | values | {"recipe_source": 0, "source": "idc", "collection": "lidc_idri", "license": "CC BY 3.0",
+         "source_version": "IDC v25", "bytes": 1, "digest": "x"}
+        for values in (
+            {"series": keyer.pseudonym("series", "1"), "objects": 6, "location": "whole", "urls": [f"s3://{BUCKET}/whole/"]},
+            {"series": keyer.pseudonym("series", "2"), "objects": 3, "location": "gone", "urls": [f"s3://{BUCKET}/gone/"]},
+        )
+    ]  # fmt: skip
+    lock = pa.Table.from_pylist(rows, schema=LOCK)
+    for workers, out in ((1, tmp_path / "one"), (2, tmp_path / "two")):
+        build(recipe, out, ClusterSettings(None, workers), BuildProgress(Console(quiet=True)), lock)
+    one, two = read_manifest(tmp_path / "one"), read_manifest(tmp_path / "two")
+    assert (one.counts.objects, one.counts.planned, one.counts.kept, one.rejects) == (9, 9, 6, {"fetch_failed": 3})
+    assert [shard.sha256 for shard in one.shards] == [shard.sha256 for shard in two.shards]
+    assert one.catalog_hash == two.catalog_hash
+    assert json.loads(one.to_json())["lock_hash"] == two.lock_hash
