@@ -1,4 +1,7 @@
-"""Who is to be cited, and under which licences the images inside may be used: ``CITATION.bib`` and ``LICENSES.md``."""
+"""Who is to be cited, and under which licences the images inside may be used: ``CITATION.bib`` and ``LICENSES.md``.
+
+The citations are the archives' own, word for word, as :mod:`lumid.catalog.collections` has them.
+"""
 
 from __future__ import annotations
 
@@ -6,16 +9,32 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import duckdb
 
+from lumid.catalog.bibtex import bib_key, citation_fields, entry, escape
 from lumid.catalog.layout import Manifest, storage_errors, write_text
 from lumid.catalog.query import ask, connect
+
+if TYPE_CHECKING:
+    from lumid.catalog.collections import Collection
 
 COMMERCIAL = "NOT regexp_matches(license, '(?i)\\bnc\\b|non.?commercial')"
 """SQL condition for the samples whose stated licence does not exclude commercial use."""
 NOT_STATED = "not stated by the source; check before you use it"
 
+NIH_ATTRIBUTION = (
+    "The chest X-rays of ChestX-ray14 come from the NIH Clinical Center, which is to be credited as their provider: "
+    "https://nihcc.app.box.com/v/ChestXray-NIHCC. Cite Wang et al., CVPR 2017, https://doi.org/10.1109/CVPR.2017.369."
+)
+"""What the NIH asks of those who use its images: link, credit and citation."""
+UNCONFIRMED = "not checked at the archive"
+
+PAPER_TEXT = (
+    "Gupta, A., Osman, I., Shehata, M. S., Braun, J., & Feldman, R. E. (2025). MedMAE: A Self-Supervised Backbone for "
+    "Medical Imaging Tasks. Computation, 13(4), 88. https://doi.org/10.3390/computation13040088"
+)
 PAPER = """@article{gupta2025medmae,
   title   = {{MedMAE}: A Self-Supervised Backbone for Medical Imaging Tasks},
   author  = {Gupta, Anubhav and Osman, Islam and Shehata, Mohamed S. and Braun, John and Feldman, Rebecca E.},
@@ -110,6 +129,38 @@ def _percent(part: int, whole: int) -> str:
     )
 
 
+def registered(use: CollectionUse) -> Collection | None:
+    """The collection of LUMID that a collection of a data set is, by its DOI or else by its name; None for any other."""
+    # the registry asks this module what a non-commercial licence is
+    from lumid.catalog.collections import collections
+
+    known = collections()
+    doi = (plain_doi(use.doi) or "").lower()
+    of_doi = [one for one in known.values() if one.doi.lower() == doi]
+    name = re.sub(r"[^a-z0-9]+", "_", use.collection.lower()).strip("_")
+    return of_doi[0] if of_doi else known.get("nih_chest_xray" if use.source == "nih" else name)
+
+
+def archive_citation(use: CollectionUse) -> str | None:
+    """The archive's own citation, word for word; None where it is not known, or is that of another DOI."""
+    known = registered(use)
+    if known is None or (use.doi and (plain_doi(use.doi) or "").lower() != known.doi.lower()):
+        return None
+    return known.citation
+
+
+def citation_confirmed(use: CollectionUse) -> bool:
+    """Whether the archive's citation was checked at the archive."""
+    known = registered(use)
+    return known is not None and "citation" not in known.unconfirmed
+
+
+def is_nih(use: CollectionUse) -> bool:
+    """Whether these are the NIH's chest X-rays, whose terms ask for an attribution."""
+    known = registered(use)
+    return use.source == "nih" or (known is not None and known.source == "nih")
+
+
 def licenses_md(uses: Sequence[CollectionUse]) -> str:
     """``LICENSES.md``: a table of the collections inside, with licence, DOI and counts."""
     lines = [
@@ -137,7 +188,17 @@ def licenses_md(uses: Sequence[CollectionUse]) -> str:
         )
     if not uses:
         lines.append("| none: the data set holds no samples | | | 0 | 0 | |")
+    if any(is_nih(use) for use in uses):
+        lines += ["", NIH_ATTRIBUTION]
+    cited = [(use, citation) for use in _merged(uses) if (citation := archive_citation(use))]
+    if cited:
+        lines += ["", "## How the archives ask to be cited", ""]
+        lines += [f"- {_cell(use.collection)}: {_cell(_said(use, citation))}" for use, citation in cited]
     return "\n".join(lines) + "\n"
+
+
+def _said(use: CollectionUse, citation: str) -> str:
+    return citation if citation_confirmed(use) else f"{citation} ({UNCONFIRMED})"
 
 
 def _cell(value: str) -> str:
@@ -149,33 +210,66 @@ def _cell(value: str) -> str:
 def citation_bib(uses: Sequence[CollectionUse], manifest: Manifest) -> str:
     """``CITATION.bib``: the data set as built, the paper that it rebuilds, and an entry for every collection."""
     entries = [
-        _entry(
+        entry(
             "software",
-            f"lumid_{_bib_key(manifest.name)}",
+            f"lumid_{bib_key(manifest.name)}",
             {
-                "title": f"{{lumid}}: data set {{{_bib(manifest.name)}}}, rebuilt from public archives",
-                "version": _bib(manifest.lumid_version),
-                "note": f"{manifest.counts.kept} samples; recipe {_bib(manifest.recipe_hash[:16])}, "
-                f"lock {_bib(manifest.lock_hash[:16])}, catalog {_bib(manifest.catalog_hash[:16])}",
+                "title": f"{{lumid}}: data set {{{escape(manifest.name)}}}, rebuilt from public archives",
+                "version": escape(manifest.lumid_version),
+                "note": f"{manifest.counts.kept} samples; recipe {escape(manifest.recipe_hash[:16])}, "
+                f"lock {escape(manifest.lock_hash[:16])}, catalog {escape(manifest.catalog_hash[:16])}",
             },
         ),
         PAPER,
     ]
     keys: set[str] = set()
     for use in _merged(uses):
-        key = f"collection_{_bib_key(use.collection)}"
+        key = f"collection_{bib_key(use.collection)}"
         while key in keys:
             key += "_"
         keys.add(key)
-        doi = plain_doi(use.doi)
-        fields = {
-            "title": f"{{{_bib(use.collection)}}}",
-            "howpublished": _bib(f"data collection, read from {use.source} {use.source_version or ''}".strip()),
-            "note": f"{use.samples} samples; licence: {_bib(use.license or NOT_STATED)}"
-            + ("" if doi else f"; DOI: {_bib(NOT_STATED)}"),
-        }
-        entries.append(_entry("misc", key, fields | ({"doi": doi, "url": f"https://doi.org/{doi}"} if doi else {})))
+        entries.append(entry("misc", key, _collection_fields(use)))
     return "\n\n".join(entries) + "\n"
+
+
+def _collection_fields(use: CollectionUse) -> dict[str, str]:
+    """An entry's fields: the archive's citation word for word, and taken apart where that is safe."""
+    citation = archive_citation(use)
+    known = registered(use)
+    doi = plain_doi(use.doi) or (known.doi if known and citation else None)
+    said = [f"Cited by the archive as: {escape(_said(use, citation))}"] if citation else []
+    said += [escape(NIH_ATTRIBUTION)] if is_nih(use) else []
+    said.append(f"{use.samples} samples; licence: {escape(use.license or NOT_STATED)}")
+    said += [] if doi else [f"DOI: {escape(NOT_STATED)}"]
+    read_from = f"data collection, read from {use.source} {use.source_version or ''}".strip()
+    return {
+        "title": f"{{{escape(use.collection)}}}",
+        **(citation_fields(citation) if citation else {}),
+        "howpublished": escape(read_from),
+        "note": "; ".join(said),
+        **({"doi": doi, "url": f"https://doi.org/{doi}"} if doi else {}),
+    }
+
+
+def citation_text(uses: Sequence[CollectionUse], manifest: Manifest) -> str:
+    """What to cite, to be read: the data set, the paper, and every collection with its licence."""
+    lines = [
+        f"{manifest.name}: {manifest.counts.kept:,} samples, rebuilt from public archives with lumid "
+        f"{manifest.lumid_version} (recipe {manifest.recipe_hash[:16]}, lock {manifest.lock_hash[:16]})",
+        "",
+        f"The paper: {PAPER_TEXT}",
+    ]
+    for use in _merged(uses):
+        lines += ["", f"{use.collection}: {use.samples:,} samples, licence {use.license or NOT_STATED}"]
+        citation = archive_citation(use)
+        lines.append(f"  {_said(use, citation)}" if citation else f"  DOI: {use.doi_url or use.doi or NOT_STATED}")
+        lines += [f"  {NIH_ATTRIBUTION}"] if is_nih(use) else []
+    notes = [line for line in (non_commercial_line(uses), unstated_line(uses)) if line]
+    return "\n".join(_printable(line) for line in [*lines, *([""] if notes else []), *notes]) + "\n"
+
+
+def _printable(line: str) -> str:
+    return "".join(char if char.isprintable() else " " for char in line)
 
 
 def _merged(uses: Sequence[CollectionUse]) -> list[CollectionUse]:
@@ -196,23 +290,6 @@ def _merged(uses: Sequence[CollectionUse]) -> list[CollectionUse]:
         )
         for (collection, doi), group in groups.items()
     ]
-
-
-def _entry(kind: str, key: str, fields: dict[str, str]) -> str:
-    width = max(len(name) for name in fields)
-    body = ",\n".join(f"  {name:<{width}} = {{{value}}}" for name, value in fields.items())
-    return f"@{kind}{{{key},\n{body}\n}}"
-
-
-def _bib_key(value: str) -> str:
-    return re.sub(r"[^A-Za-z0-9_.-]+", "_", value)
-
-
-def _bib(value: str) -> str:
-    """Text for a BibTeX field: what TeX would read as a command is escaped."""
-    special = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
-    flat = re.sub(r"\s+", " ", value)
-    return re.sub(r"[\\~^{}#$%&_]", lambda found: special.get(found[0], "\\" + found[0]), flat)
 
 
 def write_citations(root: Path, manifest: Manifest) -> tuple[Path, Path]:

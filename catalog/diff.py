@@ -28,7 +28,11 @@ DESCRIPTION = tuple(
 )
 """Columns that say something of a sample's image; the others say where it is and how it is stored."""
 
-DATABASE = {"python_enable_replacements": False, "memory_limit": "1GB", "preserve_insertion_order": False}
+DATABASE: dict[str, str | bool | int | float | list[str]] = {
+    "python_enable_replacements": False,
+    "memory_limit": "1GB",
+    "preserve_insertion_order": False,
+}
 """What does not fit into this memory is put beside the temporary database."""
 
 Secrets = Literal["same", "different", "unknown"]
@@ -288,7 +292,7 @@ def _changes(a: Mapping[str, Any], b: Mapping[str, Any]) -> tuple[Change, ...]:
 
 
 def _versions(manifest: Manifest) -> dict[str, Any]:
-    return {"format": manifest.format_version, "lumid": manifest.lumid_version} | manifest.libraries
+    return {"format": manifest.format_version} | manifest.libraries | {"lumid": manifest.lumid_version}
 
 
 def _hashes(manifest: Manifest) -> dict[str, str]:

@@ -77,12 +77,19 @@ def _open_listed(recipe: Recipe, finished: Manifest | None, layout: Layout) -> d
         return {
             number: open_listed(settings, recipe, keyer, None if finished else layout.unpacked)
             for number, settings in enumerate(recipe.sources)
-            if isinstance(settings, FolderSettings | PydicomSettings)
+            if isinstance(settings, FolderSettings | PydicomSettings) and not _awaited(settings)
         }
     except LumidError:
         if finished is not None:  # a finished data set does not need its source any more
             return {}
         raise
+
+
+def _awaited(settings: FolderSettings | PydicomSettings) -> bool:
+    """Whether a folder has to be filled by hand and is not there: a plan says from where; a build leaves it out."""
+    if not isinstance(settings, FolderSettings) or not settings.by_hand or "://" in settings.path:
+        return False
+    return not Path(settings.path).is_dir()
 
 
 def _finished(layout: Layout, recipe: Recipe) -> Manifest | None:

@@ -121,9 +121,13 @@ def group_series(scanned: Sequence[Scanned], provenance: Provenance) -> list[Ser
 
 
 def listing_hash(objects: Iterable[ObjectRef | tuple[ObjectRef, Reject]]) -> str:
-    """SHA-256 over a source's listing, names and sizes: tells at once whether a finished build is still current."""
+    """SHA-256 over a source's listing, names, sizes and times: tells at once whether a finished build is current.
+
+    Slices of one scanner have equal sizes and often equal names, so that a folder of other patients looks the same but
+    for its times.
+    """
     digest = hashlib.sha256()
     for item in objects:
-        ref = item[0] if isinstance(item, tuple) else item
-        digest.update(f"{ref.source_id}\t{ref.size_bytes}\n".encode())
+        ref, changed_ns = (item[0], 0) if isinstance(item, tuple) else (item, item.changed_ns)
+        digest.update(f"{ref.source_id}\t{ref.size_bytes}\t{changed_ns}\n".encode())
     return digest.hexdigest()

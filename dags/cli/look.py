@@ -6,13 +6,16 @@ import json
 from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from lumid.catalog.errors import UsageError
 from lumid.dags.cli.app import app
 from lumid.dags.cli.tables import TABLE_ROWS, Format, chosen_format, printable, write_rows
+
+if TYPE_CHECKING:
+    from lumid.catalog.cite import CollectionUse
 
 DEFAULT_COLUMNS = "key, modality, body_part, plane, width, height, collection, split"
 
@@ -33,6 +36,15 @@ class WindowName(StrEnum):
     LUNG = "lung"
     BONE = "bone"
     BRAIN = "brain"
+
+
+class CitationFormat(StrEnum):
+    """How citations are printed."""
+
+    BIBTEX = "bibtex"
+    MARKDOWN = "markdown"
+    TEXT = "text"
+    JSON = "json"
 
 
 @app.command()
@@ -222,40 +234,55 @@ def report(dataset: Dataset, as_json: Json = False) -> None:
 @app.command()
 def cite(
     dataset: Dataset,
-    licenses: Annotated[bool, typer.Option("--licenses", help="Print LICENSES.md instead of CITATION.bib.")] = False,
-    as_json: Json = False,
+    format: Annotated[CitationFormat, typer.Option(help="How to print it.")] = CitationFormat.BIBTEX,
+    licenses: Annotated[bool, typer.Option("--licenses", help="The same as --format markdown: LICENSES.md.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="The same as --format json.")] = False,
 ) -> None:
-    """Print what to cite, as BibTeX, and which licences apply; writes CITATION.bib and LICENSES.md too.
+    """Print what to cite, and which licences apply; writes CITATION.bib and LICENSES.md too.
+
+    Exactly the collections inside, in the archives' own words where these are known.
 
     Examples:
 
         lumid cite DATASET > refs.bib
 
+        lumid cite DATASET --format text
+
         lumid cite DATASET --licenses
     """
-    from lumid.catalog.cite import (
-        citation_bib,
-        collections_in,
-        licenses_md,
-        non_commercial_line,
-        unstated_line,
-        write_citations,
-    )
+    from lumid.catalog import cite as citations
     from lumid.catalog.layout import read_manifest
     from lumid.catalog.query import connect
 
     manifest = read_manifest(dataset)
     with connect(dataset) as connection:
-        uses = collections_in(connection)
-    if as_json:
-        typer.echo(json.dumps([asdict(use) | {"non_commercial": use.non_commercial} for use in uses]))
+        uses = citations.collections_in(connection)
+    shape = CitationFormat.JSON if as_json else CitationFormat.MARKDOWN if licenses else format
+    if shape is CitationFormat.JSON:
+        typer.echo(json.dumps([_cited(use) for use in uses], ensure_ascii=False))
+    elif shape is CitationFormat.MARKDOWN:
+        typer.echo(citations.licenses_md(uses), nl=False)
+    elif shape is CitationFormat.TEXT:
+        typer.echo(citations.citation_text(uses, manifest), nl=False)
     else:
-        typer.echo(licenses_md(uses) if licenses else citation_bib(uses, manifest), nl=False)
-    written = write_citations(dataset, manifest)
-    for line in (non_commercial_line(uses), unstated_line(uses)):
-        if line and not licenses:
+        typer.echo(citations.citation_bib(uses, manifest), nl=False)
+    written = citations.write_citations(dataset, manifest)
+    for line in (citations.non_commercial_line(uses), citations.unstated_line(uses)):
+        if line and shape in (CitationFormat.BIBTEX, CitationFormat.JSON):
             typer.echo(line, err=True)
     typer.echo(f"written: {', '.join(str(path) for path in written)}", err=True)
+
+
+def _cited(use: CollectionUse) -> dict[str, object]:
+    from lumid.catalog.cite import NIH_ATTRIBUTION, archive_citation, citation_confirmed, is_nih
+
+    citation = archive_citation(use)
+    return asdict(use) | {
+        "non_commercial": use.non_commercial,
+        "citation": citation,
+        "citation_confirmed": citation is not None and citation_confirmed(use),
+        "attribution": NIH_ATTRIBUTION if is_nih(use) else None,
+    }
 
 
 # ---- options

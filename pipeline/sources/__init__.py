@@ -159,7 +159,6 @@ def open_listed(
     settings: FolderSettings | PydicomSettings, recipe: Recipe, keyer: Keyer, scratch: Path | None = None
 ) -> ListedSource:
     """A source that has to be looked through. Raises :class:`~lumid.catalog.errors.RecipeError` when it is not there."""
-    from lumid.catalog.errors import RecipeError
     from lumid.pipeline.recipe import FolderSettings
     from lumid.pipeline.sources.folder import FolderSource, pydicom_files
     from lumid.pipeline.sources.store import open_folder
@@ -170,11 +169,6 @@ def open_listed(
             settings.collection, "folder", settings.license, settings.doi, settings.version, settings.modality
         )
         fetch = recipe.fetch
-        if settings.by_hand and "://" not in settings.path and not Path(settings.path).is_dir():
-            raise RecipeError(
-                f"{settings.path}: {settings.collection} has to be fetched by hand; `lumid plan` says from where "
-                "(or name the others: --only NAME)"
-            )
         return open_folder(
             settings.path, provenance, keyer, plain_names=plain, scratch=scratch, requests=fetch.requests,
             ahead_bytes=int(fetch.ahead_mb * 1e6), timeout_s=fetch.timeout_s, attempts=fetch.attempts,
@@ -183,4 +177,4 @@ def open_listed(
 
     version = f"pydicom {pydicom.__version__}"
     provenance = Provenance(settings.collection, "pydicom", settings.license, settings.doi, version)
-    return FolderSource(pydicom_files(), provenance, keyer, plain, scratch)
+    return FolderSource(pydicom_files(), provenance, keyer, plain, scratch, timeless=True)

@@ -46,7 +46,8 @@ class FolderSource:
 
     Symbolic links to files and folders are followed, each folder once. A member's name is that of its archive, ``!``, and
     its own. Archives in archives are not opened. ``scratch``: where packed tars are unpacked, once; processes on the same
-    machine share it.
+    machine share it. ``timeless``: the files are those of a package's version, and when they were installed says nothing.
+    Data sets and builds of lumid's own below the root are not looked into: ``--out`` can be there.
     """
 
     root: Path = field(repr=False)
@@ -54,6 +55,7 @@ class FolderSource:
     keyer: Keyer
     plain_names: bool = False
     scratch: Path | None = field(default=None, repr=False)
+    timeless: bool = False
     _archives: Archives = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -127,7 +129,8 @@ class FolderSource:
             code = "symlink_loop" if path.is_symlink() else "unreadable"
             detail = os.strerror(error.errno) if error.errno else ""
             return ObjectRef(source_id, 0, 0, str(path)), Reject("read", code, detail)
-        ref = ObjectRef(source_id, status.st_size, status.st_mtime_ns, str(path))
+        changed_ns = 0 if self.timeless else status.st_mtime_ns
+        ref = ObjectRef(source_id, status.st_size, changed_ns, str(path))
         if stat.S_ISDIR(status.st_mode):  # listed by the walk only when it cannot be entered, or was entered before
             code = "unreadable" if not os.access(path, os.R_OK | os.X_OK) else "symlink_loop"
             return ref, Reject("read", code, "a folder")
@@ -136,6 +139,11 @@ class FolderSource:
         if status.st_size == 0:
             return ref, Reject("read", "empty_file")
         return ref
+
+
+def _is_own(folder: Path, names: set[str]) -> bool:
+    """Whether lumid writes this folder, or has: a data set, or a build under way."""
+    return {"dataset.json", "shards"} <= names or (".build" in names and (folder / ".build" / "build.json").is_file())
 
 
 def _walk(root: Path) -> Iterator[Path]:
@@ -154,6 +162,8 @@ def _walk(root: Path) -> Iterator[Path]:
                 children = sorted(entries, key=lambda entry: entry.name)
         except OSError:
             yield folder
+            continue
+        if folder != root and _is_own(folder, {entry.name for entry in children}):
             continue
         # real folders before links to them, so that which of the two is "again" does not depend on names
         links = []

@@ -1,0 +1,199 @@
+"""``lumid verify`` and ``lumid diff``: is a data set what was built, and what does it share with another one?"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+from lumid.catalog.errors import EXIT_DONE, EXIT_FAILED, UsageError
+from lumid.dags.cli.app import app
+from lumid.dags.cli.tables import Format, printable, write_rows
+
+if TYPE_CHECKING:
+    from lumid.catalog.diff import Change, Difference, LockDifference, Sharing
+    from lumid.catalog.verify import Verification
+
+SHOWN_FINDINGS = 30
+SHOWN_CHANGES = 20
+Json = Annotated[bool, typer.Option("--json", help="Print it as JSON.")]
+
+
+@app.command()
+def verify(
+    dataset: Annotated[Path, typer.Argument(metavar="DATASET", help="Folder of a finished data set.")],
+    deep: Annotated[
+        bool, typer.Option("--deep", help="Read and decode every image, and compare it and its JSON with its row.")
+    ] = False,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Threads; by default one a core.", show_default=False)
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Verify that a data set is what was built: shards, catalog, rejects and lock, by their hashes and against each other.
+
+    Ends with exit code 0 when it is sound, 1 when something is damaged; says which samples of which shards.
+
+    Examples:
+
+        lumid verify DATASET
+
+        lumid verify DATASET --deep --json
+    """
+    from lumid.catalog.verify import verify as run
+
+    with _progress() as progress:
+        found = run(dataset, deep=deep, workers=workers, progress=progress)
+    if as_json:
+        typer.echo(json.dumps({"dataset": str(dataset), "sound": found.sound} | asdict(found)))
+    else:
+        _print_verification(dataset, found)
+    raise typer.Exit(EXIT_DONE if found.sound else EXIT_FAILED)
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[int, int], None]]:
+    """A bar of bytes with rate and time left, on a terminal."""
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+    console = Console(stderr=True)
+    columns = (
+        TextColumn("[bold]verify"),
+        BarColumn(bar_width=30),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as bars:
+        task = bars.add_task("verify", total=None)
+        yield lambda done, total: bars.update(task, completed=done, total=total)
+
+
+def _print_verification(dataset: Path, found: Verification) -> None:
+    for finding in found.findings[:SHOWN_FINDINGS]:
+        typer.echo(f"{finding.severity:<7}  {printable(f'{finding.where}: {finding.what}')}")
+    if len(found.findings) > SHOWN_FINDINGS:
+        typer.echo(f"         and {len(found.findings) - SHOWN_FINDINGS:,} more; --json lists all")
+    counts = found.counts
+    decoded = f"{counts.images_decoded:,} decoded" if found.deep else "hashes only, --deep decodes"
+    rate = counts.bytes / 1e6 / max(found.seconds, 1e-9)
+    typer.echo(
+        f"{dataset}: {'sound' if found.sound else 'DAMAGED'}; {counts.samples:,} samples ({decoded}) in {counts.shards:,} "
+        f"shards, {counts.bytes / 1e6:,.1f} MB, {counts.rejects:,} rejects; {found.seconds:,.1f} s, {rate:,.0f} MB/s"
+    )
+    if found.damaged:
+        keys = sum(len(shard.keys) for shard in found.damaged)
+        typer.echo(f"{keys:,} damaged samples in {len(found.damaged):,} shards; --json lists their keys")
+
+
+@app.command()
+def diff(
+    a: Annotated[Path, typer.Argument(metavar="A", help="Folder of a finished data set.")],
+    b: Annotated[Path, typer.Argument(metavar="B", help="Folder of another one.")],
+    keys: Annotated[
+        Path | None,
+        typer.Option(help="Write every key and its status to this Parquet file.", show_default=False),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Compare two data sets: what they share, by key and by pixels, what they do not, and why.
+
+    Ends with exit code 0 when both hold the same samples with the same descriptions, 1 when not.
+
+    Examples:
+
+        lumid diff A B
+
+        lumid diff A B --keys keys.parquet
+    """
+    from lumid.catalog.diff import diff as run
+
+    if keys is not None and (keys.is_dir() or not keys.parent.is_dir()):
+        raise UsageError(f"{keys}: --keys must be a file in a folder that exists")
+    found = run(a, b, keys)
+    if as_json:
+        typer.echo(json.dumps({"equal": found.equal} | asdict(found)))
+    else:
+        _print_difference(found)
+    if keys is not None:
+        typer.echo(f"written: {keys}", err=True)
+    raise typer.Exit(EXIT_DONE if found.equal else EXIT_FAILED)
+
+
+def _print_difference(found: Difference) -> None:
+    typer.echo(f"A  {printable(found.a)}: {found.total.in_a:,} samples")
+    typer.echo(f"B  {printable(found.b)}: {found.total.in_b:,} samples")
+    typer.echo(f"{'equal: the same samples with the same descriptions' if found.equal else 'different'}\n")
+    _print_sharing("", "all", [found.total])
+    if not found.equal:
+        _print_sharing("collection", "", found.by_collection)
+        _print_sharing("modality", "", found.by_modality)
+    if found.described.samples:
+        columns = ", ".join(f"{name} ({count:,})" for name, count in found.described.columns)
+        typer.echo(f"{found.described.samples:,} shared samples are described differently; of the first "
+                   f"{found.described.examined:,} in: {columns}\n")  # fmt: skip
+    for title, changes in (
+        ("recipe", found.recipe),
+        ("versions", found.versions),
+        ("rejected frames", found.rejects),
+    ):
+        _print_changes(title, changes)
+    _print_locks(found.locks, found)
+    if found.secrets == "different":
+        typer.echo("keys      made under different secrets: only pixels can be compared")
+    if found.policies[0] != found.policies[1]:
+        typer.echo(f"policy    {found.policies[0] or 'not stated'} → {found.policies[1] or 'not stated'}")
+
+
+def _print_sharing(group: str, name: str, rows: Sequence[Sharing]) -> None:
+    import pyarrow as pa
+
+    labels = {
+        "same": "same",
+        "other_pixels": "other pixels",
+        "renamed_a": "A: other key",
+        "renamed_b": "B: other key",
+        "only_a": "only in A",
+        "only_b": "only in B",
+    }
+    table = pa.table(
+        {group or "samples": [row.name or name for row in rows]}
+        | {label: [getattr(row, status) for row in rows] for status, label in labels.items()}
+    )
+    write_rows(table, Format.TABLE, None, len(rows), "")
+    typer.echo()
+
+
+def _print_changes(title: str, changes: Sequence[Change]) -> None:
+    if not changes:
+        return
+    typer.echo(title)
+    for change in changes[:SHOWN_CHANGES]:
+        typer.echo(f"  {printable(change.key)}: {_value(change.a)} → {_value(change.b)}")
+    if len(changes) > SHOWN_CHANGES:
+        typer.echo(f"  and {len(changes) - SHOWN_CHANGES:,} more; --json lists all")
+
+
+def _value(value: object) -> str:
+    return "–" if value is None else printable(value if isinstance(value, str) else json.dumps(value))
+
+
+def _print_locks(locks: LockDifference | None, found: Difference) -> None:
+    if not any(change.key == "lock" for change in found.hashes):
+        typer.echo("lock      the same")
+        return
+    if locks is None:
+        why = "every pseudonym differs" if found.secrets == "different" else "one of them cannot be read"
+        typer.echo(f"lock      not compared: {why}")
+        return
+    typer.echo(
+        f"lock      {locks.shared:,} series in both, {len(locks.changed):,} in another version, "
+        f"{len(locks.only_a):,} only in A, {len(locks.only_b):,} only in B"
+    )
