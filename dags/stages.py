@@ -16,6 +16,7 @@ from distributed import Client
 
 from lumid import __version__
 from lumid.catalog.errors import AccountingError, LumidError, UsageError
+from lumid.catalog.fingerprint import catalog_hash
 from lumid.catalog.layout import Counts, Layout, Manifest, Shard, write_table
 from lumid.catalog.lock import LOCK
 from lumid.catalog.schema import FORMAT_VERSION
@@ -345,7 +346,7 @@ def pack(
         recipe=recipe.canonical(),
         recipe_hash=recipe.hash(),
         lock_hash=lock_hash(plan.lock),
-        catalog_hash=_combined_hash([files[name].sha256 for name in sorted(files)]),
+        catalog_hash=catalog_hash([files[f"catalog-{one.number}"].sha256 for one in chunks]),
         libraries=versions(PIXEL_LIBRARIES),
         counts=counts,
         modalities=dict(sorted(modalities.items())),
@@ -353,10 +354,6 @@ def pack(
         shards=tuple(sorted(shards, key=lambda shard: shard.name)),
         build={"packed": packed.name},
     )
-
-
-def _combined_hash(hashes: list[str]) -> str:
-    return hashlib.sha256("".join(hashes).encode()).hexdigest()
 
 
 def pack_task(plan: ShardPlan, parts: Sequence[PartFiles], folder: Path) -> Shard | Failure:

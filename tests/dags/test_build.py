@@ -22,6 +22,7 @@ import webdataset
 
 from lumid.catalog.codecs import decode
 from lumid.catalog.layout import Layout, read_manifest
+from lumid.catalog.verify import verify
 from tests.dicom import TEST_FILES, as_bytes, gradient, image
 
 TIMEOUT_S = 180
@@ -202,6 +203,7 @@ def test_the_account_adds_up(built: Path) -> None:
     )
     kept = duckdb.sql(f"select count(*) from '{built}/catalog/*/*.parquet'").fetchone()
     assert kept == (240,)
+    assert verify(built, deep=True).findings == ()
     for shard in manifest.shards:
         data = (built / "shards" / shard.name).read_bytes()
         assert (len(data), hashlib.sha256(data).hexdigest()) == (shard.bytes, shard.sha256)
