@@ -84,7 +84,7 @@ def open_cluster(settings: ClusterSettings, scratch: Path) -> Iterator[Client]:
                 threads_per_worker=1,
                 processes=True,
                 host="127.0.0.1",
-                dashboard_address=None,
+                dashboard_address="127.0.0.1:0",  # two builds on one machine must not want the same port
                 local_directory=str(scratch),
                 silence_logs=logging.CRITICAL,
             ) as cluster,
