@@ -25,7 +25,7 @@ from lumid.catalog.layout import Layout, read_manifest
 from lumid.catalog.verify import verify
 from tests.dicom import TEST_FILES, as_bytes, gradient, image
 
-TIMEOUT_S = 180
+TIMEOUT_S = 300
 
 
 def lumid(*arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
