@@ -9,7 +9,6 @@ import json
 import os
 import tarfile
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -37,17 +36,6 @@ def sample_json(row: CatalogRow) -> bytes:
 def sample_members(row: CatalogRow, image: bytes) -> bytes:
     """Both members of a sample, as they stand in a part and in a shard."""
     return member(f"{row.key}.{row.codec}", image) + member(f"{row.key}.json", sample_json(row))
-
-
-@dataclass(frozen=True, slots=True)
-class Span:
-    """A range of bytes in a file."""
-
-    start: int
-    stop: int
-
-    def __len__(self) -> int:
-        return self.stop - self.start
 
 
 def image_offset(sample_start: int) -> int:
