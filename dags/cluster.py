@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,6 +15,9 @@ from distributed import Client, LocalCluster
 from distributed.diagnostics.plugin import WorkerPlugin
 
 from lumid.catalog.errors import LumidError
+
+LOST_AFTER_S = 3.0
+"""A worker without a process twice in a row, so many seconds apart, is not being started again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,10 +92,43 @@ def open_cluster(settings: ClusterSettings, scratch: Path) -> Iterator[Client]:
                 local_directory=str(scratch),
                 silence_logs=logging.CRITICAL,
             ) as cluster,
+            _replaced_when_lost(cluster),
             Client(cluster, set_as_default=False) as client,
         ):
             client.register_plugin(QuietWorker(own_process=True))
             yield client
+
+
+@contextmanager
+def _replaced_when_lost(cluster: LocalCluster) -> Iterator[None]:
+    """Start a worker for each that is gone for good.
+
+    Dask's nanny starts a dead worker again, but not one that dies while it is still being started: a worker that takes
+    up the object that kills it at once, on a busy machine. With all workers lost that way a build would wait for ever.
+    """
+    wanted = len(cluster.worker_spec)
+    ended = threading.Event()
+
+    def watch() -> None:
+        before: set[object] = set()
+        while not ended.wait(LOST_AFTER_S):
+            nannies = dict(
+                cluster.workers
+            )  # a nanny that failed is taken out of these, and not out of the specification
+            dead = {name for name in list(cluster.worker_spec) if name not in nannies or not nannies[name].is_alive()}
+            if lost := dead & before:
+                for name in lost:
+                    cluster.worker_spec.pop(name, None)
+                cluster.scale(wanted)
+            before = dead - lost
+
+    watcher = threading.Thread(target=watch, name="lumid-workers", daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        watcher.join()
 
 
 def slots(client: Client) -> int:
