@@ -238,6 +238,18 @@ def read_run(run: Path) -> tuple[MaskedAutoencoder, TrainRecipe, RunState]:
     return model, recipe, state
 
 
+def _claim(run: Path, identity: dict[str, object]) -> None:
+    """Make the folder this run's. Raises :class:`UsageError` when it holds another run, or something else."""
+    about = run / "run.json"
+    if about.is_file():
+        if json.loads(about.read_text("utf-8")) != identity:
+            raise UsageError(f"{run}: holds a run of another recipe or data set; choose another --out")
+    elif run.exists() and any(run.iterdir()):
+        raise UsageError(f"{run}: is not empty and holds no run; choose another --out")
+    else:
+        write_text(about, json.dumps(identity, indent=1) + "\n")
+
+
 def _begin(
     run: Path,
     recipe: TrainRecipe,
@@ -247,15 +259,8 @@ def _begin(
     parallel: Parallel,
 ) -> RunState:
     """The state to go on from: the newest checkpoint's, or a new run's."""
-    identity = {"recipe": recipe.canonical(), "catalog_hash": catalog_hash}
-    about = run / "run.json"
-    if about.is_file():
-        if json.loads(about.read_text("utf-8")) != identity:
-            raise UsageError(f"{run}: holds a run of another recipe or data set; choose another --out")
-    elif run.exists() and any(run.iterdir()):
-        raise UsageError(f"{run}: is not empty and holds no run; choose another --out")
-    elif parallel.rank == 0:
-        write_text(about, json.dumps(identity, indent=1) + "\n")
+    if parallel.rank == 0:  # for all: the others would find what this one is just writing
+        _claim(run, {"recipe": recipe.canonical(), "catalog_hash": catalog_hash})
     checkpoint = latest_checkpoint(run / "checkpoints")
     if checkpoint is None:
         return RunState(0, StreamState(), recipe.canonical(), catalog_hash, math.nan, math.nan)
