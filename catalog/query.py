@@ -272,15 +272,17 @@ def _values(connection: duckdb.DuckDBPyConnection, part: Part) -> str:
         return ""
     (name,) = part.columns
     field = CATALOG.field(name)
+    is_list = pa.types.is_list(field.type)
     unit = (field.metadata or {}).get(b"unit", b"").decode()
-    if not pa.types.is_string(field.type) and not pa.types.is_boolean(field.type):
+    if not (is_list or pa.types.is_string(field.type) or pa.types.is_boolean(field.type)):
         answer = ask(connection, f'SELECT min("{name}") AS low, max("{name}") AS high FROM catalog').to_pylist()[0]
         if answer["low"] is None:
             return f"; {name} is not stated for any"
         return f"; {name} is from {answer['low']:g} to {answer['high']:g}{f' {unit}' if unit else ''}"
+    value = f'unnest("{name}")' if is_list else f'"{name}"'
     found = ask(
         connection,
-        f'SELECT "{name}" AS value, count(*) AS n FROM catalog WHERE "{name}" IS NOT NULL '
+        f"SELECT value, count(*) AS n FROM (SELECT {value} AS value FROM catalog) WHERE value IS NOT NULL "
         f"GROUP BY ALL ORDER BY n DESC, value LIMIT {4 * SHOWN_VALUES}",
     ).to_pylist()
     if not found:

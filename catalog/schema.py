@@ -11,13 +11,19 @@ from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 import pyarrow as pa
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 """Version of the layout on disk and of the pixels' meaning: a change here makes old parts stale."""
 
 MODALITIES = ("CT", "MR", "PT", "CR", "DX", "MG", "XA", "RF", "NM", "US", "SC", "OT")
 """Modalities a sample can have (DICOM CS 7.3.1.1.1); SC stands for secondary capture without a modality."""
 
 SPLITS = ("train", "val", "test", "benchmark")
+
+LABELS = (
+    "Atelectasis", "Cardiomegaly", "Consolidation", "Edema", "Effusion", "Emphysema", "Fibrosis", "Hernia",
+    "Infiltration", "Mass", "Nodule", "Pleural_Thickening", "Pneumonia", "Pneumothorax", "No Finding",
+)  # fmt: skip
+"""Labels a sample can have: the 14 findings of ChestX-ray14, as it writes them, and that there is none of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +150,13 @@ class CatalogRow:
         None
     )
     burned_in_text: Annotated[str, Column("what was done about text in the pixels: checked, removed, none or unknown")]
+    labels: Annotated[
+        tuple[str, ...] | None,
+        Column(
+            f"what the archive says the image shows: one or more of {', '.join(LABELS)}; null where it says nothing. "
+            "Ask with list_contains(labels, 'Mass')"
+        ),
+    ] = None
     split: Annotated[str, Column("train, val, test or benchmark; a patient is in one only")]
     deid_policy: Annotated[str, Column("name and version of the de-identification policy")]
 
@@ -159,7 +172,9 @@ class RejectRow:
     frame: Annotated[int | None, Column("frame of the object, from 0; null when the row stands for the whole object")]
     frames: Annotated[int, Column("how many planned frames this row accounts for")]
     modality: Annotated[str | None, Column("modality, where it is known and in the vocabulary")]
-    stage: Annotated[str, Column("stage that rejected it: read, decode, select, deidentify, normalize or encode")]
+    stage: Annotated[
+        str, Column("stage that rejected it: fetch, read, decode, select, deidentify, normalize or encode")
+    ]
     code: Annotated[str, Column("reason code")]
     message: Annotated[str, Column("what it means; never holds anything from a header")]
 
@@ -203,11 +218,16 @@ REASONS: dict[str, str] = {
 
 def _arrow_type(hint: Any) -> tuple[pa.DataType, bool]:
     """Arrow type of a Python annotation, and whether it may be null."""
-    args = [arg for arg in get_args(hint) if arg is not type(None)]
     nullable = type(None) in get_args(hint)
-    base = args[0] if args else hint
-    arrow = {str: pa.string(), int: pa.int64(), float: pa.float64(), bool: pa.bool_()}[base]
-    return arrow, nullable
+    base = next(arg for arg in get_args(hint) if arg is not type(None)) if nullable else hint
+    kinds = {
+        str: pa.string(),
+        int: pa.int64(),
+        float: pa.float64(),
+        bool: pa.bool_(),
+        tuple[str, ...]: pa.list_(pa.string()),
+    }
+    return kinds[base], nullable
 
 
 def _field(item: Field[Any], hint: Any) -> pa.Field:
@@ -232,7 +252,7 @@ SAMPLE_FIELDS = (
     "key", "modality", "body_part", "laterality", "view_position", "plane", "contrast", "collection", "license",
     "patient", "study", "series", "frame", "slice_position", "slice_count", "pixel_spacing_row", "pixel_spacing_column",
     "slice_thickness", "sex", "age_years", "width", "height", "bits", "channels", "intensity_unit", "store_slope",
-    "store_intercept", "p01", "p50", "p99", "split",
+    "store_intercept", "p01", "p50", "p99", "labels", "split",
 )  # fmt: skip
 """Fields of a sample's JSON in a shard: what a training loop wants without opening the catalog."""
 

@@ -32,10 +32,11 @@ from lumid.catalog.account import (
     read_books,
     read_catalog_files,
 )
+from lumid.catalog.errors import DatasetError
 from lumid.catalog.examine import EXAMINED, Examined, examine_shard
 from lumid.catalog.findings import Checked, DamagedShard, Finding, Verification
 from lumid.catalog.layout import Layout, Manifest, Shard
-from lumid.catalog.schema import CATALOG
+from lumid.catalog.schema import CATALOG, FORMAT_VERSION
 
 __all__ = ["Checked", "DamagedShard", "Finding", "Verification", "verify"]
 
@@ -53,7 +54,7 @@ def verify(
     Every shard is hashed; one whose hash is wrong is looked into, sample by sample. ``deep`` does that for every shard,
     decodes every image, and compares image and JSON with the sample's row. ``workers`` threads, by default one a core,
     hold the rows of two shards each. Raises :class:`~lumid.catalog.errors.DatasetError` when there is nothing to verify:
-    no ``dataset.json``, or one of a newer format.
+    no ``dataset.json``, or one of another format.
 
     >>> verify(Path("demo-data")).sound  # doctest: +SKIP
     True
@@ -62,6 +63,11 @@ def verify(
     manifest = load_manifest(root)
     if isinstance(manifest, Finding):
         return Verification(deep, (manifest,), (), Checked(), time.monotonic() - started)
+    if manifest.format_version < FORMAT_VERSION:
+        raise DatasetError(
+            f"{root}: written in format {manifest.format_version} by lumid {manifest.lumid_version}; this lumid verifies "
+            f"format {FORMAT_VERSION}: build it again, or verify it with that version"
+        )
     layout = Layout(root)
     findings = [*check_manifest(manifest), *check_files(layout, manifest)]
     files, unreadable = read_catalog_files(layout)

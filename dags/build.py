@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import shutil
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,15 +15,18 @@ from lumid.catalog.cite import write_citations
 from lumid.catalog.errors import DatasetError, LumidError, UsageError
 from lumid.catalog.layout import Layout, Manifest, read_manifest, storage_errors, write_text
 from lumid.catalog.report import render_report
-from lumid.dags.cluster import ClusterSettings, open_cluster, slots
+from lumid.dags.again import Again, base_parts, lay_base, read_again
+from lumid.dags.begin import check_fetching, claimed, open_listed_sources, reads_remotely
+from lumid.dags.cluster import ClusterSettings, open_cluster
+from lumid.dags.ingesting import built_parts, ingest_batches
+from lumid.dags.packing import pack
+from lumid.dags.planning import pinned_before, plan_again, plan_build
 from lumid.dags.progress import BuildProgress
-from lumid.dags.stages import ingest_batches, pack, plan_build
-from lumid.dags.status import write_state
 from lumid.pipeline.lock import lock_hash
-from lumid.pipeline.pack import PartAccount
-from lumid.pipeline.recipe import FolderSettings, PydicomSettings, Recipe, make_keyer
+from lumid.pipeline.parts import PartFiles, choose, read_account
+from lumid.pipeline.recipe import Recipe
 from lumid.pipeline.scan import listing_hash
-from lumid.pipeline.sources import ListedSource, Listing, open_listed
+from lumid.pipeline.sources import ListedSource, Listing
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,50 +47,58 @@ def build(
 ) -> BuildResult:
     """Build a data set into ``out``, or go on with one that was interrupted, or say that it is finished.
 
+    Of a finished one, and of the finished batches of one that was interrupted, only those series are built again that
+    an archive did not give whole.
+
     ``lock``: what to build, pinned by a plan of the same recipe. Raises :class:`LumidError` with one line for everything
     the user can mend.
     """
     layout = Layout(out)
     with storage_errors(out):
         finished = _finished(layout, recipe)
-        sources = _open_listed(recipe, finished, layout)
+        again = read_again(layout, finished)
+        sources = _open_sources(recipe, layout, needed=finished is None or again is not None)
         listings = {number: source.objects() for number, source in sources.items()}
         if finished is not None:
             _check_current(finished, listings, lock, out)
-            return BuildResult(finished, already_finished=True)
-        _check_out(layout, recipe)
+            if again is None:
+                return BuildResult(finished, already_finished=True)
+        else:
+            _check_out(layout, recipe)
+        check_fetching(recipe, out, again.lock if again else pinned_before(layout) if lock is None else lock)
         started = time.monotonic()
-        with _claimed(layout, recipe), progress, open_cluster(cluster, layout.work / "scratch") as client:
-            plan = plan_build(client, recipe, sources, listings, lock, layout, progress)
-            accounts = ingest_batches(client, recipe, plan, layout, progress)
-            workers = slots(client)
-            manifest = pack(client, recipe, plan, layout, progress, accounts)
-            seconds = time.monotonic() - started
-            manifest = _with_build_facts(manifest, listings, accounts, seconds, workers)
-            _commit(layout, manifest, progress)
+        cluster = replace(cluster, ahead=reads_remotely(recipe))
+        with claimed(layout, recipe), progress, open_cluster(cluster, layout.work / "scratch") as client:
+            if again is None:
+                plan = plan_build(client, recipe, sources, listings, lock, layout, progress)
+            else:
+                plan = plan_again(client, recipe, sources, listings, again.lock, again.rows, layout, progress)
+            spent = ingest_batches(client, recipe, plan, layout, progress)
+            generations = built_parts(plan, layout)
+            if again is not None and finished is not None:
+                if not _anything_new(generations, again):
+                    shutil.rmtree(layout.work, ignore_errors=True)
+                    return BuildResult(finished, already_finished=True)
+                lay_base(layout, finished, progress)
+            if again is None:
+                parts = choose(generations)
+            else:
+                parts = choose([base_parts(layout), *generations], again.redone)
+            packed, manifest = pack(client, recipe, plan.lock, layout, progress, parts)
+            seconds, workers = time.monotonic() - started, len(client.nthreads())
+            manifest = replace(manifest, build=_build_facts(manifest, listings, parts, spent, seconds, workers))
+            _commit(layout, packed, manifest, progress)
     return BuildResult(manifest, already_finished=False)
 
 
-def _open_listed(recipe: Recipe, finished: Manifest | None, layout: Layout) -> dict[int, ListedSource]:
-    """The sources that have to be looked through, by their number in the recipe."""
-    keyer = make_keyer(recipe.deid)
+def _open_sources(recipe: Recipe, layout: Layout, *, needed: bool) -> dict[int, ListedSource]:
+    """The sources that have to be looked through; a finished data set does not need them any more."""
     try:
-        return {
-            number: open_listed(settings, recipe, keyer, None if finished else layout.unpacked)
-            for number, settings in enumerate(recipe.sources)
-            if isinstance(settings, FolderSettings | PydicomSettings) and not _awaited(settings)
-        }
+        return open_listed_sources(recipe, layout.unpacked if needed else None)
     except LumidError:
-        if finished is not None:  # a finished data set does not need its source any more
-            return {}
-        raise
-
-
-def _awaited(settings: FolderSettings | PydicomSettings) -> bool:
-    """Whether a folder has to be filled by hand and is not there: a plan says from where; a build leaves it out."""
-    if not isinstance(settings, FolderSettings) or not settings.by_hand or "://" in settings.path:
-        return False
-    return not Path(settings.path).is_dir()
+        if needed:
+            raise
+        return {}
 
 
 def _finished(layout: Layout, recipe: Recipe) -> Manifest | None:
@@ -137,43 +146,36 @@ def _check_out(layout: Layout, recipe: Recipe) -> None:
         raise UsageError(f"{root}: is not empty and holds no lumid data set; choose another --out")
 
 
-@contextmanager
-def _claimed(layout: Layout, recipe: Recipe) -> Iterator[None]:
-    """The out folder for this process alone; what a killed process left half-written is swept away."""
-    layout.parts.mkdir(parents=True, exist_ok=True)
-    with (layout.work / "running").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise LumidError(f"{layout.root}: another lumid is building here; see `lumid status`") from None
-        for leftover in layout.work.rglob(".*.tmp"):
-            leftover.unlink(missing_ok=True)
-        if not layout.state.is_file():
-            write_state(layout, recipe_name=recipe.name, recipe_hash=recipe.hash(), phase="scan", batches=0)
-        yield
+def _anything_new(generations: list[list[PartFiles]], again: Again) -> bool:
+    """Whether of any series less is missing than before."""
+    accounts = [read_account(files) for generation in generations for files in generation]
+    return any(
+        one.unfetched < again.missing[one.lock_row]
+        for account in accounts
+        for one in account.series
+        if one.lock_row in again.missing
+    )
 
 
-def _with_build_facts(
-    manifest: Manifest, listings: dict[int, Listing], accounts: list[PartAccount], seconds: float, workers: int
-) -> Manifest:
-    source_bytes = sum(account.source_bytes for account in accounts)
-    facts = {
+def _build_facts(
+    manifest: Manifest, listings: dict[int, Listing], parts: Sequence[PartFiles], spent: float, seconds: float, workers: int
+) -> dict[str, object]:  # fmt: skip
+    source_bytes = sum(read_account(files).source_bytes for files in parts)
+    return {
         "listing_hash": _listings_hash(listings),
         "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "seconds": round(seconds, 2),
         "workers": workers,
-        "ingest_cpu_seconds": round(sum(account.seconds for account in accounts), 2),
+        "ingest_cpu_seconds": round(spent, 2),
         "source_mb": round(source_bytes / 1e6, 3),
         "slices_per_second": round(manifest.counts.planned / seconds, 1),
         "mb_per_second": round(source_bytes / 1e6 / seconds, 2),
-        "packed": manifest.build["packed"],
     }
-    return replace(manifest, build=facts)
 
 
-def _commit(layout: Layout, manifest: Manifest, progress: BuildProgress) -> None:
+def _commit(layout: Layout, packed: Path, manifest: Manifest, progress: BuildProgress) -> None:
     """Move everything into place, dataset.json last. Interrupted anywhere, the next run does the rest."""
-    packed = layout.work / str(manifest.build.pop("packed"))
+    layout.manifest.unlink(missing_ok=True)  # from here to the end, this is not the data set that it says
     for receipt in (packed / "shards").glob("*.json"):
         receipt.unlink()
     for name in ("shards", "catalog", "rejects", "lock.parquet"):

@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import dask
-from distributed import Client, LocalCluster
+from distributed import Client, LocalCluster, Worker
 from distributed.diagnostics.plugin import WorkerPlugin
 
 from lumid.catalog.errors import LumidError
+from lumid.dags.turns import set_threads
 
 LOST_AFTER_S = 3.0
 """A worker without a process twice in a row, so many seconds apart, is not being started again."""
@@ -22,10 +23,14 @@ LOST_AFTER_S = 3.0
 
 @dataclass(frozen=True, slots=True)
 class ClusterSettings:
-    """Where to run: ``scheduler`` is the address of a running one, else ``workers`` processes on this machine."""
+    """Where to run: ``scheduler`` is the address of a running one, else ``workers`` processes on this machine.
+
+    ``ahead``: whether a process here begins with its next task, as far as fetching goes, before it has ended the last.
+    """
 
     scheduler: str | None = None
     workers: int | None = None
+    ahead: bool = False
 
 
 def default_workers() -> int:
@@ -41,7 +46,7 @@ class QuietWorker(WorkerPlugin):
     def __init__(self, own_process: bool) -> None:
         self.own_process = own_process
 
-    def setup(self, worker: object) -> None:
+    def setup(self, worker: Worker) -> None:
         """Run by Dask as the worker starts."""
         import cv2
 
@@ -49,6 +54,7 @@ class QuietWorker(WorkerPlugin):
 
         cv2.setNumThreads(1)
         quiet_libraries()
+        set_threads(worker.state.nthreads)
         for name in ("distributed", "distributed.worker"):
             logging.getLogger(name).setLevel(logging.CRITICAL)
         if self.own_process:  # decoders in C print what they think of a file, and Dask what it thinks of a task
@@ -85,7 +91,7 @@ def open_cluster(settings: ClusterSettings, scratch: Path) -> Iterator[Client]:
             dask.config.set({"distributed.nanny.pre-spawn-environ": threads}),
             LocalCluster(
                 n_workers=settings.workers or default_workers(),
-                threads_per_worker=1,
+                threads_per_worker=2 if settings.ahead else 1,
                 processes=True,
                 host="127.0.0.1",
                 dashboard_address="127.0.0.1:0",  # two builds on one machine must not want the same port

@@ -19,7 +19,7 @@ from rich.progress import (
 )
 
 from lumid.pipeline.batches import Batch
-from lumid.pipeline.pack import PartAccount
+from lumid.pipeline.parts import PartAccount
 
 LINE_EVERY_S = 10.0
 
@@ -84,6 +84,12 @@ class BuildProgress:
             f"{self._slices / seconds:,.0f} slices/s · {self._bytes / 1e6 / seconds:,.1f} MB/s · "
             f"{self._rejected + self._earlier_rejected:,} rejected",
         )
+
+    def checked(self, done: int, total: int) -> None:
+        """So many bytes of what is there already have been checked."""
+        if self._name != "check":
+            self._begin("check", total)
+        self._advance(done - self._done, "bytes of what is there")
 
     def begin_pack(self, pieces: int) -> None:
         """Every part is there; shards and catalog are about to be written."""

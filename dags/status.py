@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lumid.catalog.layout import Layout, read_manifest, write_text
-from lumid.pipeline.pack import PartAccount, PartFiles, read_account
+from lumid.pipeline.parts import PartAccount, PartFiles, read_account
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,8 @@ import re
 import threading
 import time
 import urllib.parse
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -83,6 +84,23 @@ class Patience:
         span = min(self.longest_wait_s, self.first_wait_s * 2.0 ** max(failures - 1, 0))
         own = span * (0.5 + random.random() / 2)
         return max(own, min(asked_s, self.retry_after_s)) if asked_s is not None else own
+
+
+class StoppedError(Exception):
+    """A turn at a host was not waited for to the end."""
+
+
+@contextmanager
+def waited_turn(url: str, requests: int, stop: threading.Event) -> Iterator[None]:
+    """A turn at the address's host, as of :func:`~lumid.pipeline.connections.turn`; raises :class:`StoppedError` on ``stop``."""
+    slot = turn(url, requests)
+    while not slot.acquire(timeout=0.1):
+        if stop.is_set():
+            raise StoppedError
+    try:
+        yield
+    finally:
+        slot.release()
 
 
 class _TroubleError(Exception):
@@ -159,10 +177,10 @@ class Downloader:
             mark_verified(path, wanted.md5)
         return path
 
-    def bytes(self, wanted: Wanted) -> bytes | Reject:
-        """The body in memory."""
+    def bytes(self, wanted: Wanted, failures: int = 0) -> bytes | Reject:
+        """The body in memory. ``failures``: attempts at the first address that others have made."""
         buffer = io.BytesIO()
-        size = self.into(wanted, buffer)
+        size = self.into(wanted, buffer, failures=failures)
         return size if isinstance(size, Reject) else buffer.getvalue()
 
     def into(
@@ -172,23 +190,29 @@ class Downloader:
         *,
         known: Validator | None = None,
         remember: Callable[[Validator | None], None] = lambda _: None,
+        failures: int = 0,
     ) -> int | Reject:
         """Write the body into an open file that can be read, sought and truncated; its size, or why it is not whole.
 
         What is in the file already is taken for the body's beginning; ``known`` is what ``remember`` was told of it.
+        ``failures``: attempts at the first address that others have made, and after which it is time to wait.
         """
         if self.settings.offline:
             return _failed("offline")
         received = _Received(file, known, remember)
         received.load()
         detail = "no address"
-        for url in wanted.urls:
-            failures = 0
+        if failures:
+            self.stop.wait(self.patience.pause_s(failures, None))
+        for number, url in enumerate(wanted.urls):
+            failures = failures if number == 0 else 0
             while failures < self.settings.attempts and not self.stop.is_set():
                 before = received.most
                 try:
                     self._attempt(url, wanted, received)
                     return received.size
+                except StoppedError:
+                    break
                 except _TroubleError as trouble:
                     detail = trouble.detail
                     if trouble.final:
@@ -204,7 +228,7 @@ class Downloader:
             raise _TroubleError("not an address", final=True)
         resume = received.size > 0 and _may_resume(url, wanted, received)
         if not resume or received.size != wanted.bytes:
-            with turn(url, self.settings.requests):
+            with waited_turn(url, self.settings.requests, self.stop):
                 try:
                     headers = self._headers(url, received, resume)
                     response = send(url, headers, wanted.form, self.settings.timeout_s)

@@ -7,6 +7,7 @@ them in order and reads as the diagram in the design does.
 from __future__ import annotations
 
 import traceback
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
@@ -14,7 +15,7 @@ from pydicom import FileDataset
 
 from lumid.catalog.errors import AccountingError
 from lumid.catalog.keys import Keyer
-from lumid.catalog.schema import MODALITIES, CatalogRow, RejectRow
+from lumid.catalog.schema import LABELS, MODALITIES, CatalogRow, RejectRow
 from lumid.pipeline.batches import Batch
 from lumid.pipeline.convert import sniff, to_dataset
 from lumid.pipeline.decode import (
@@ -74,75 +75,93 @@ class Sample:
 
 
 @dataclass(slots=True)
-class Account:
-    """What has become of a batch's frames so far."""
+class SeriesResult:
+    """What has become of a series' frames so far; ``lock_row``: where the lock names it."""
 
-    samples: list[Sample] = field(default_factory=list)
-    rejects: list[RejectRow] = field(default_factory=list)
+    lock_row: int
+    samples: list[Sample] = field(default_factory=list, repr=False)
+    rejects: list[RejectRow] = field(default_factory=list, repr=False)
     planned: int = 0
     objects: int = 0
+    source_bytes: int = 0
+
+    @property
+    def rejected(self) -> int:
+        """Frames that did not become samples."""
+        return sum(row.frames for row in self.rejects)
 
 
 @dataclass(frozen=True, slots=True)
 class BatchResult:
-    """Everything a batch gives: samples sorted by key, rejects, and the frames that were planned."""
+    """Everything a batch gives, by series."""
 
-    samples: list[Sample] = field(repr=False)
-    rejects: list[RejectRow] = field(repr=False)
-    objects: int
-    planned: int
-    source_bytes: int
+    series: tuple[SeriesResult, ...]
+
+    @property
+    def samples(self) -> list[Sample]:
+        """All samples."""
+        return [sample for one in self.series for sample in one.samples]
+
+    @property
+    def rejects(self) -> list[RejectRow]:
+        """All rejects."""
+        return [row for one in self.series for row in one.rejects]
+
+    @property
+    def objects(self) -> int:
+        """Objects that are accounted for."""
+        return sum(one.objects for one in self.series)
+
+    @property
+    def planned(self) -> int:
+        """Frames that are accounted for."""
+        return sum(one.planned for one in self.series)
+
+    @property
+    def source_bytes(self) -> int:
+        """Size of what was read."""
+        return sum(one.source_bytes for one in self.series)
 
 
 def ingest(
     batch: Batch, source: Source, recipe: Recipe, keyer: Keyer, poisoned: frozenset[str] = frozenset()
 ) -> BatchResult:
-    """Turn a batch into samples and rejects.
+    """Turn a batch into samples and rejects. ``source`` may have been told to prefetch it; whoever opened it closes it.
 
     ``poisoned``: source ids of objects that are known to kill the process that decodes them; they are rejected unread.
     Raises :class:`AccountingError` when ``planned = kept + rejected`` does not hold: a defect here, not in the input.
     """
-    account = Account()
-    fetched = 0
-    source.prefetch(batch.series)
-    try:
-        for series in batch.series:
-            before = account.objects
-            fetched += _ingest_series(series, source, recipe, keyer, poisoned, account)
-            seen = account.objects - before
-            if series.objects is not None and seen != series.objects:
-                raise AccountingError(f"series {series.id}: {series.objects} objects planned, {seen} accounted for")
-    finally:
-        source.close()
-    rejected = sum(row.frames for row in account.rejects)
-    if account.planned != len(account.samples) + rejected:
-        raise AccountingError(
-            f"batch {batch.id}: {account.planned} frames planned, {len(account.samples)} kept and {rejected} rejected"
-        )
-    return BatchResult(
-        samples=sorted(account.samples, key=lambda sample: sample.row.key),
-        rejects=sorted(account.rejects, key=lambda row: (row.source_id, -1 if row.frame is None else row.frame)),
-        objects=account.objects,
-        planned=account.planned,
-        source_bytes=fetched,
-    )
+    done = []
+    for series in batch.series:
+        found = SeriesResult(series.lock_row)
+        _ingest_series(series, source, recipe, keyer, poisoned, found)
+        if series.objects is not None and found.objects != series.objects:
+            raise AccountingError(
+                f"series {series.id}: {series.objects} objects planned, {found.objects} accounted for"
+            )
+        if found.planned != len(found.samples) + found.rejected:
+            raise AccountingError(
+                f"series {series.id}: {found.planned} frames planned, {len(found.samples)} kept and "
+                f"{found.rejected} rejected"
+            )
+        done.append(found)
+    return BatchResult(tuple(done))
 
 
 def _ingest_series(
-    series: Series, source: Source, recipe: Recipe, keyer: Keyer, poisoned: frozenset[str], account: Account
-) -> int:
-    """One series; the bytes read. What has an absolute scale goes through in one pass, the rest waits for the range."""
-    begin = len(account.samples)
+    series: Series, source: Source, recipe: Recipe, keyer: Keyer, poisoned: frozenset[str], account: SeriesResult
+) -> None:
+    """One series. What has an absolute scale goes through in one pass, the rest waits for the series' range."""
     seen: set[str] = set()
     waiting: list[Opened] = []
     again: set[str] = set()
-    kept_bytes = read_bytes = 0
+    kept_bytes = 0
     histograms: dict[str, list[Histogram]] = {}
 
     for blob in source.blobs(series):
         account.objects += blob.objects
         size = 0 if isinstance(blob.data, Reject) else len(blob.data)
-        read_bytes += size
+        account.source_bytes += size
         opened = (
             Reject("decode", "decoder_crash")
             if blob.ref.source_id in poisoned
@@ -181,11 +200,11 @@ def _ingest_series(
         else:
             _finish_object(opened, ranges[opened.acquired.modality], series, recipe, keyer, account)
 
-    count = len(account.samples) - begin
-    account.samples[begin:] = [
-        Sample(replace(sample.row, slice_count=count), sample.image) for sample in account.samples[begin:]
+    # an archive of many patients is read as one series, and its images name their own
+    counts = Counter(sample.row.series for sample in account.samples)
+    account.samples[:] = [
+        Sample(replace(sample.row, slice_count=counts[sample.row.series]), sample.image) for sample in account.samples
     ]
-    return read_bytes
 
 
 def _guarded_open(blob: Blob, provenance: Provenance, recipe: Recipe, keyer: Keyer) -> Opened | Reject:
@@ -250,7 +269,7 @@ def _object_histograms(opened: Opened) -> list[Histogram] | Reject:
 
 
 def _finish_object(
-    opened: Opened, span: Range | None, series: Series, recipe: Recipe, keyer: Keyer, account: Account
+    opened: Opened, span: Range | None, series: Series, recipe: Recipe, keyer: Keyer, account: SeriesResult
 ) -> bool:
     """Every frame of an object becomes a sample or a reject; an object that cannot be decoded at all, one reject.
 
@@ -368,6 +387,7 @@ def _row(
         foreground_fraction=quality.foreground_fraction,
         sharpness=quality.sharpness,
         burned_in_text=opened.burned_in_text,
+        labels=None if opened.labels is None else tuple(one for one in LABELS if one in opened.labels) or None,
         split=opened.split or assign_split(identity.patient, recipe.splits, keyer),
         deid_policy=policy_name(recipe.deid.policy),
     )
@@ -386,7 +406,13 @@ def assign_split(patient: str, splits: SplitSettings, keyer: Keyer) -> str:
 
 
 def _reject_object(
-    ref: ObjectRef, reason: Reject, series: Series, account: Account, *, opened: Opened | None = None, frames: int = 1
+    ref: ObjectRef,
+    reason: Reject,
+    series: Series,
+    account: SeriesResult,
+    *,
+    opened: Opened | None = None,
+    frames: int = 1,
 ) -> None:
     """An object as a whole: all its frames where it was opened, ``frames`` where it is not known how many it holds."""
     modality = opened.acquired.modality if opened else None

@@ -53,9 +53,10 @@ def series_of(lock: pa.Table, recipe_source: int) -> list[Series]:
             bytes=size,
             location=location,
             urls=tuple(urls or ()),
+            lock_row=row,
         )
-        for number, collection, source, terms, doi, version, series, objects, size, location, urls in zip(
-            *columns, strict=True
+        for row, (number, collection, source, terms, doi, version, series, objects, size, location, urls) in enumerate(
+            zip(*columns, strict=True)
         )
         if number == recipe_source
     ]

@@ -31,6 +31,9 @@ UID = re.compile(r"[0-9.]{1,64}")
 NLST = "nlst"
 """The one collection that has a host of its own (tcia-utils 3.3, ``setApiUrl``)."""
 
+UNKNOWN_COLLECTION = "tcia"
+"""The collection of series that a manifest names and the archive does not list."""
+
 FIELDS = {
     "uid": ("seriesinstanceuid", "seriesuid", "seriesid"),
     "study_uid": ("studyinstanceuid", "studyuid"),

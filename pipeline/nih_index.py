@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -10,7 +11,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
+from lumid.catalog.collections import collections
 from lumid.catalog.errors import RecipeError
+from lumid.catalog.keys import Keyer
+from lumid.catalog.schema import LABELS
+from lumid.pipeline.recipe import NihSettings, SampleSettings
+from lumid.pipeline.sample import kept_patients
 
 HOME = "https://nihcc.app.box.com/v/ChestXray-NIHCC"
 ENTRIES = ("Data_Entry_2017_v2020.csv", "Data_Entry_2017.csv")
@@ -18,12 +24,12 @@ ENTRIES = ("Data_Entry_2017_v2020.csv", "Data_Entry_2017.csv")
 TRAINING_LIST, TEST_LIST = "train_val_list.txt", "test_list.txt"
 NAME = re.compile(r"(\d{8})_(\d{3,4})\.png")
 
-FINDINGS = (
-    "Atelectasis", "Cardiomegaly", "Consolidation", "Edema", "Effusion", "Emphysema", "Fibrosis", "Hernia",
-    "Infiltration", "Mass", "Nodule", "Pleural_Thickening", "Pneumonia", "Pneumothorax",
-)  # fmt: skip
-"""The 14 findings as the table writes them (Wang et al., CVPR 2017)."""
 NO_FINDING = "No Finding"
+FINDINGS = tuple(label for label in LABELS if label != NO_FINDING)
+"""The 14 findings as the table writes them (Wang et al., CVPR 2017)."""
+
+ARCHIVE_COUNT = 12
+"""Of all archives together it is known how many images they hold."""
 
 _Number = TypeVar("_Number", int, float)
 
@@ -32,19 +38,29 @@ _Number = TypeVar("_Number", int, float)
 class ChestXray:
     """What the tables say of an image. ``age``: as DICOM writes it (PS3.5 AS), absent where it is impossible.
 
-    ``original_size`` is [columns, rows], ``original_spacing`` the mm between columns and between rows of that.
+    ``labels``: the findings, or :data:`NO_FINDING`; None where the table says neither. ``original_size`` is
+    [columns, rows], ``original_spacing`` the mm between columns and between rows of that.
     """
 
     name: str
     patient: str = field(repr=False)
     follow_up: str
-    findings: tuple[str, ...]
+    labels: tuple[str, ...] | None
     age: str | None
     sex: str | None
     view: str | None
     original_size: tuple[int, int] | None
     original_spacing: tuple[float, float] | None
     test: bool
+
+
+def patient_of(name: str) -> str:
+    """The patient's number in an image's name, as the table writes it: for an image that the table lacks.
+
+    >>> patient_of("00000012_003.png")
+    '12'
+    """
+    return str(int(name.partition("_")[0]))
 
 
 def missing_tables(folder: Path) -> str | None:
@@ -54,6 +70,24 @@ def missing_tables(folder: Path) -> str | None:
     if not wanted:
         return None
     return f"fetch {', '.join(wanted)} by hand from {HOME} into the folder {folder}: they have no lasting address"
+
+
+def tables_hash(folder: Path) -> str | None:
+    """SHA-256 over the content of the tables that are read; None when one of them is not there.
+
+    The file of bounding boxes is not among them: nothing in a data set depends on it. Raises :class:`RecipeError` when
+    one cannot be read.
+    """
+    if missing_tables(folder) is not None:
+        return None
+    digest = hashlib.sha256()
+    for name in (_entries(folder) or ENTRIES[0], TRAINING_LIST, TEST_LIST):
+        try:
+            content = (folder / name).read_bytes()
+        except OSError:
+            raise RecipeError(f"{folder / name}: cannot be read; fetch it again from {HOME}") from None
+        digest.update(f"{hashlib.sha256(content).hexdigest()}\n".encode())
+    return digest.hexdigest()
 
 
 def read_tables(folder: Path) -> Mapping[str, ChestXray]:
@@ -98,7 +132,8 @@ def _rows(path: Path, test: frozenset[str]) -> Iterator[ChestXray]:
         if not any(row):
             continue
         cells = {name: row[place].strip() if place < len(row) else "" for name, place in columns.items()}
-        findings = tuple(sorted(set(cells["findings"].split("|")) - {NO_FINDING, ""}))
+        said = set(cells["findings"].split("|")) - {""}
+        findings = tuple(sorted(said - {NO_FINDING}))
         match = NAME.fullmatch(cells["name"])
         if not match or not cells["patient"].isdigit() or not set(findings) <= set(FINDINGS):
             raise RecipeError(f"{path}, line {number}: not a row of ChestX-ray14's table; fetch it again from {HOME}")
@@ -106,7 +141,7 @@ def _rows(path: Path, test: frozenset[str]) -> Iterator[ChestXray]:
             name=cells["name"],
             patient=str(int(cells["patient"])),
             follow_up=match[2],
-            findings=findings,
+            labels=findings or ((NO_FINDING,) if said else None),
             age=age_string(cells["age"]),
             sex=cells["sex"] if cells["sex"] in ("F", "M") else None,
             view=cells["view"] if cells["view"] in ("PA", "AP") else None,
@@ -159,3 +194,51 @@ def age_string(text: str) -> str | None:
         return None
     number, unit = int(match[1]), match[2] or "Y"
     return f"{number:03d}{unit}" if unit != "Y" or number <= 120 else None
+
+
+# ---- what a plan says
+
+
+@dataclass(frozen=True, slots=True)
+class Count:
+    """Patients and slices that are planned, as far as they are counted; series that are not, and the bytes of these."""
+
+    patients: int | None
+    slices: int | None
+    uncounted: int
+    uncounted_bytes: int
+
+
+def count_xrays(
+    settings: NihSettings, sample: SampleSettings, keyer: Keyer, archives: int, size_bytes: int
+) -> tuple[Count, list[str]]:
+    """What is planned of so many archives of so many bytes together, and what there is to say of them.
+
+    Raises :class:`RecipeError` when the tables are there but are not the tables.
+    """
+    name, folder = settings.collection, Path(settings.path).expanduser()
+    kept = kept_patients(sample, keyer, name)
+    missing = missing_tables(folder)
+    listed = [] if missing else list(read_tables(folder).values())
+    notes = []
+    if missing:
+        notes.append(f"{name}: {missing}; a build stops without them, and a lock pins them only when they are there")
+    else:
+        tests = sum(image.test for image in listed)
+        use = "held out as the split benchmark" if settings.benchmark == "hold_out" else "not held out"
+        notes.append(
+            f"{name}: its tables are pinned: they list {len(listed):,} images, {tests:,} of the official test list, {use}"
+        )
+    if kept:
+        what = f"all {archives} archives ({size_bytes / 1e9:,.0f} GB) are" if archives > 1 else "the whole archive is"
+        notes.append(f"{name}: patients are drawn as the archives are read: {what} fetched for the sample")
+    if sample.max_gb is not None:
+        notes.append(f"{name}: max_gb draws whole archives: {archives} of {len(set(settings.archives))}")
+    if archives < ARCHIVE_COUNT or (kept and missing):
+        notes.append(f"{name}: not in the number of slices: how many images an archive holds is known when it is read")
+        return Count(None, None, archives, round(size_bytes * sample.fraction)), notes
+    if kept:
+        drawn = [image for image in listed if kept(keyer.pseudonym("patient", name, image.patient))]
+        return Count(len({image.patient for image in drawn}), len(drawn), 0, 0), notes
+    known = collections()["nih_chest_xray"]
+    return Count(known.patients, known.images, 0, 0), notes

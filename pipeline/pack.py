@@ -1,9 +1,4 @@
-"""Parts → shards: every part is sorted by key, so a shard is a merge of one short range of each.
-
-A part is three files under ``parts/``: ``<batch>.tar`` (samples as they will stand in the shards, sorted by key),
-``<batch>.rejects.parquet``, and ``<batch>.parquet`` (rows, with the batch's account in its metadata). The last one
-appears last, by one rename: where it is, the part is whole.
-"""
+"""Parts → shards: every part is sorted by key, so a shard is a merge of one short range of each."""
 
 from __future__ import annotations
 
@@ -22,87 +17,15 @@ import pyarrow.parquet as pq
 from lumid.catalog.fingerprint import chunk_hash, rows_hash
 from lumid.catalog.layout import Shard, atomic_file, write_table
 from lumid.catalog.schema import CATALOG, REJECTS, RejectRow, to_table
-from lumid.catalog.shards import END_OF_TAR, image_offset, read_range, sample_members
-from lumid.pipeline.ingest import BatchResult
+from lumid.catalog.shards import END_OF_TAR, image_offset, read_range
+from lumid.pipeline.parts import LOCK_ROW, PartFiles, read_account, read_rejects
 from lumid.pipeline.reject import Reject
 
-ACCOUNT = b"lumid.account"
 CATALOG_SORT = [("collection", "ascending"), ("patient", "ascending"), ("study", "ascending"), ("series", "ascending"),
                 ("slice_position", "ascending"), ("key", "ascending")]  # fmt: skip
 CATALOG_CHUNK_ROWS = 500_000
-
-
-@dataclass(frozen=True, slots=True)
-class PartAccount:
-    """What a part says of itself: enough to count a whole build without opening the parts' rows."""
-
-    objects: int
-    planned: int
-    kept: int
-    rejected: int
-    source_bytes: int
-    sample_bytes: int
-    seconds: float
-
-
-@dataclass(frozen=True, slots=True)
-class PartFiles:
-    """Where the three files of a part are."""
-
-    folder: Path
-    batch: str
-
-    @property
-    def rows(self) -> Path:
-        """The rows; its presence means that the part is whole."""
-        return self.folder / f"{self.batch}.parquet"
-
-    @property
-    def samples(self) -> Path:
-        """The samples, a tar."""
-        return self.folder / f"{self.batch}.tar"
-
-    @property
-    def rejects(self) -> Path:
-        """The rejects."""
-        return self.folder / f"{self.batch}.rejects.parquet"
-
-
-def write_part(files: PartFiles, result: BatchResult, seconds: float) -> PartAccount:
-    """Write a batch's result; the rows last."""
-    rows = []
-    position = 0
-    with atomic_file(files.samples) as file:
-        for sample in result.samples:
-            members = sample_members(sample.row, sample.image)
-            rows.append((sample.row, image_offset(position)))
-            file.write(members)
-            position += len(members)
-        file.write(END_OF_TAR)
-    write_table(files.rejects, to_table(result.rejects, REJECTS))
-    table = to_table([row for row, _ in rows], CATALOG)
-    table = table.set_column(
-        table.schema.get_field_index("offset"),
-        CATALOG.field("offset"),
-        pa.array([offset for _, offset in rows], pa.int64()),
-    )
-    account = PartAccount(
-        objects=result.objects,
-        planned=result.planned,
-        kept=len(rows),
-        rejected=sum(row.frames for row in result.rejects),
-        source_bytes=result.source_bytes,
-        sample_bytes=position,
-        seconds=round(seconds, 3),
-    )
-    write_table(files.rows, table.replace_schema_metadata({ACCOUNT: json.dumps(asdict(account))}))
-    return account
-
-
-def read_account(files: PartFiles) -> PartAccount:
-    """The account of a finished part."""
-    metadata = pq.read_schema(files.rows).metadata
-    return PartAccount(**json.loads(metadata[ACCOUNT]))
+ELSEWHERE = Reject("select", "duplicate_instance", "in another series or source")
+"""Why a sample is left out whose key another series' sample has."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,13 +37,21 @@ class Index:
     row: npt.NDArray[np.int32]
     start: npt.NDArray[np.int64]
     size: npt.NDArray[np.int64]
+    lock_row: npt.NDArray[np.int64]
 
     def __len__(self) -> int:
         return len(self.keys)
 
-    def take(self, which: npt.NDArray[np.intp] | slice) -> Index:
+    def take(self, which: npt.NDArray[np.intp] | npt.NDArray[np.bool_] | slice) -> Index:
         """The samples at these places."""
-        return Index(self.keys[which], self.part[which], self.row[which], self.start[which], self.size[which])
+        return Index(
+            self.keys[which],
+            self.part[which],
+            self.row[which],
+            self.start[which],
+            self.size[which],
+            self.lock_row[which],
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,45 +64,49 @@ class ShardPlan:
 
 
 def build_index(parts: Sequence[PartFiles]) -> tuple[Index, list[RejectRow]]:
-    """All samples by key. Two with one key are one instance that two sources have: the first source's stays.
+    """All samples by key. Two with one key are one instance that two series have: that of the first row of the lock stays.
 
-    Parts must come in a fixed order, sources first to last.
+    The index is the same however the series are spread over parts.
     """
     pieces = []
     for number, files in enumerate(parts):
-        table = pq.read_table(files.rows, columns=["key", "offset"])
+        table = pq.read_table(files.rows, columns=["key", "offset", LOCK_ROW.name])
         begin = table["offset"].to_numpy() - image_offset(0)
         end = np.append(begin[1:], read_account(files).sample_bytes)[: len(begin)]
         keys = np.array(table["key"].to_pylist(), dtype="S24")
         count = len(keys)
-        pieces.append(
-            Index(keys, np.full(count, number, np.int32), np.arange(count, dtype=np.int32), begin, end - begin)
+        lock_rows = table[LOCK_ROW.name].to_numpy()
+        piece = Index(
+            keys, np.full(count, number, np.int32), np.arange(count, dtype=np.int32), begin, end - begin, lock_rows
         )
+        pieces.append(piece.take(~np.isin(lock_rows, list(files.without))) if files.without else piece)
     if not pieces:
         empty = np.array([], np.int64)
-        return Index(np.array([], "S24"), empty.astype(np.int32), empty.astype(np.int32), empty, empty), []
+        return Index(np.array([], "S24"), empty.astype(np.int32), empty.astype(np.int32), empty, empty, empty), []
     index = Index(
         np.concatenate([piece.keys for piece in pieces]),
         np.concatenate([piece.part for piece in pieces]),
         np.concatenate([piece.row for piece in pieces]),
         np.concatenate([piece.start for piece in pieces]),
         np.concatenate([piece.size for piece in pieces]),
+        np.concatenate([piece.lock_row for piece in pieces]),
     )
-    index = index.take(np.argsort(index.keys, kind="stable"))
+    index = index.take(np.lexsort((index.row, index.lock_row, index.keys)))
     again = np.zeros(len(index), bool)
     again[1:] = index.keys[1:] == index.keys[:-1]
     return index.take(np.flatnonzero(~again)), _duplicates(index.take(np.flatnonzero(again)), parts)
 
 
 def _duplicates(again: Index, parts: Sequence[PartFiles]) -> list[RejectRow]:
-    reason = Reject("select", "duplicate_instance", "in another series or source")
     rejects = []
     for part in np.unique(again.part):
         table = pq.read_table(
             parts[part].rows, columns=["collection", "source", "source_id", "series", "frame", "modality"]
         )
         for row in table.take(pa.array(np.sort(again.row[again.part == part]))).to_pylist():
-            rejects.append(RejectRow(**row, frames=1, stage=reason.stage, code=reason.code, message=reason.message))
+            rejects.append(
+                RejectRow(**row, frames=1, stage=ELSEWHERE.stage, code=ELSEWHERE.code, message=ELSEWHERE.message)
+            )
     return rejects
 
 
@@ -284,7 +219,7 @@ def _chunk_rows(chunk: CatalogChunk, parts: Sequence[PartFiles]) -> pa.Table:
         pq.read_table(parts[number].rows).take(pa.array(row[order][part[order] == number]))
         for number in np.unique(part)
     ]
-    table = pa.concat_tables([one.replace_schema_metadata(None) for one in tables])
+    table = pa.concat_tables([one.drop_columns([LOCK_ROW.name]).replace_schema_metadata(None) for one in tables])
     values = {"shard": names.take(pa.array(order)), "offset": pa.array(image_offset(0) + starts[order], pa.int64())}
     for name, column in values.items():
         table = table.set_column(table.schema.get_field_index(name), CATALOG.field(name), column)
@@ -293,9 +228,8 @@ def _chunk_rows(chunk: CatalogChunk, parts: Sequence[PartFiles]) -> pa.Table:
 
 def write_rejects(path: Path, parts: Sequence[PartFiles], more: list[RejectRow]) -> pa.Table:
     """All rejects of a build in one table, sorted; written and returned."""
-    tables = [pq.read_table(files.rejects) for files in parts] + [to_table(more, REJECTS)]
-    table = pa.concat_tables(tables).sort_by(
-        [("collection", "ascending"), ("source_id", "ascending"), ("frame", "ascending")]
-    )
+    tables = [read_rejects(files) for files in parts] + [to_table(more, REJECTS)]
+    order = ("collection", "source_id", "frame", "source", "series", "stage", "code", "message")
+    table = pa.concat_tables(tables).sort_by([(name, "ascending") for name in order])
     write_table(path, table)
     return table

@@ -21,12 +21,16 @@ from lumid.catalog.keys import Keyer
 from lumid.catalog.lock import LOCK
 from lumid.catalog.schema import MODALITIES
 from lumid.pipeline.estimate import Assumptions, Estimate, assumptions_of, estimate
+from lumid.pipeline.nbia import UNKNOWN_COLLECTION
+from lumid.pipeline.nih_index import ARCHIVE_COUNT, Count, count_xrays
 from lumid.pipeline.recipe import (
+    AnySource,
     FolderSettings,
     IdcSettings,
     NihSettings,
     PydicomSettings,
     Recipe,
+    SampleSettings,
     TciaSettings,
     collections_of,
     make_keyer,
@@ -34,7 +38,6 @@ from lumid.pipeline.recipe import (
 from lumid.pipeline.sample import draw_sample
 
 XRAY = frozenset({"CR", "DX"})
-XRAY_ARCHIVES = 12
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,11 +136,12 @@ def plan(recipe: Recipe, index: Path | None = None) -> Plan:
     lock = draw_sample(whole, recipe.sample, keyer)
     assumed = assumptions_of(recipe.pixels)
     everything, chosen = _summaries(whole), _summaries(lock)
-    planned = [
-        _pinned(name, summary, _drift(name, everything[number, name], everything), assumed)
-        for (number, name), summary in chosen.items()
-    ]
     notes: list[str] = []
+    planned = []
+    for (number, name), summary in chosen.items():
+        count, remarks = _counted(recipe.sources[number], recipe.sample, keyer, summary)
+        notes += remarks
+        planned.append(_pinned(name, summary, count, _drift(name, everything[number, name], everything), assumed))
     for number, source in enumerate(recipe.sources):
         if isinstance(source, FolderSettings | PydicomSettings):
             entry, remarks = _listed(source)
@@ -147,6 +151,8 @@ def plan(recipe: Recipe, index: Path | None = None) -> Plan:
             notes.append(_version_note(source, index))
             empty = [name for name in collections_of(source) if (number, name) not in everything]
             notes += [f"{name}: IDC has nothing in it that the recipe selects" for name in empty]
+        elif isinstance(source, NihSettings) and (number, source.collection) not in chosen:
+            notes.append(f"{source.collection}: max_gb leaves none of its archives, which are drawn whole")
     notes += _remarks(recipe, whole, lock, planned)
     return Plan(recipe, lock, _in_order(planned), assumed, tuple(notes))
 
@@ -199,22 +205,36 @@ def _summaries(lock: pa.Table) -> dict[tuple[int, str], Mapping[str, Any]]:
     return {key: row | {"uncounted_bytes": bytes_of.get(key) or 0} for key, row in sorted(found.items())}
 
 
-def _pinned(name: str, summary: Mapping[str, Any], drift: Drift | None, assumed: Assumptions) -> CollectionPlan:
-    slices, size = summary["objects_sum"], summary["bytes_sum"]
-    uncounted, uncounted_bytes = summary["series_count"] - summary["objects_count"], summary["uncounted_bytes"]
-    if _all_xrays(summary):
-        slices, uncounted, uncounted_bytes = collections()["nih_chest_xray"].images, 0, 0
+def _counted(
+    source: AnySource, sample: SampleSettings, keyer: Keyer, summary: Mapping[str, Any]
+) -> tuple[Count, list[str]]:
+    """What is planned of a collection, and what there is to say of it."""
+    if isinstance(source, NihSettings):
+        return count_xrays(source, sample, keyer, summary["series_count"], summary["bytes_sum"] or 0)
+    uncounted, notes = summary["series_count"] - summary["objects_count"], []
+    if isinstance(source, TciaSettings) and summary["collection"] == UNKNOWN_COLLECTION:
+        notes.append(
+            f"{UNKNOWN_COLLECTION}: {summary['series_count']:,} series of the manifest that the archive does not list "
+            "(any more); what it does not serve becomes a reject"
+        )
+    return Count(_patients(summary), summary["objects_sum"], uncounted, summary["uncounted_bytes"]), notes
+
+
+def _pinned(
+    name: str, summary: Mapping[str, Any], count: Count, drift: Drift | None, assumed: Assumptions
+) -> CollectionPlan:
+    size = summary["bytes_sum"]
     return CollectionPlan(
         collection=name,
         name=collections()[name].name if name in collections() else name,
         source=_one(summary["source_distinct"]) or "",
-        source_version=_one(summary["source_version_distinct"]),
-        patients=_patients(summary),
+        source_version=_span(summary["source_version_distinct"]),
+        patients=count.patients,
         series=summary["series_count"],
-        slices=slices,
-        uncounted=uncounted,
+        slices=count.slices,
+        uncounted=count.uncounted,
         gb=None if size is None else size / 1e9,
-        estimated=estimate(slices or 0, size or 0, uncounted_bytes, assumed),
+        estimated=estimate(count.slices or 0, size or 0, count.uncounted_bytes, assumed),
         license=_one(summary["license_distinct"]),
         doi=_one(summary["doi_distinct"]),
         modalities=_modalities(summary),
@@ -251,7 +271,7 @@ def _patients(summary: Mapping[str, Any]) -> int | None:
 
 def _all_xrays(summary: Mapping[str, Any]) -> bool:
     """Whether these are all archives of the chest X-rays: none of them is counted, but all of them together are."""
-    return bool(summary["source_distinct"] == ["nih"] and summary["series_count"] == XRAY_ARCHIVES)
+    return bool(summary["source_distinct"] == ["nih"] and summary["series_count"] == ARCHIVE_COUNT)
 
 
 def _modalities(summary: Mapping[str, Any]) -> tuple[str, ...]:
@@ -262,6 +282,12 @@ def _modalities(summary: Mapping[str, Any]) -> tuple[str, ...]:
 def _one(values: Iterable[str | None]) -> str | None:
     """The value that all rows share, or all of them in one line."""
     return "; ".join(sorted(value for value in values if value)) or None
+
+
+def _span(values: Iterable[str | None]) -> str | None:
+    """The versions of all rows: the first and the last where there are many, as of series that came out one by one."""
+    found = sorted({value for value in values if value})
+    return f"{found[0]} … {found[-1]}" if len(found) > 2 else _one(found)
 
 
 def _in_order(planned: Sequence[CollectionPlan]) -> tuple[CollectionPlan, ...]:
@@ -350,11 +376,12 @@ def _version_note(source: IdcSettings, index: Path | None) -> str:
 def _remarks(recipe: Recipe, whole: pa.Table, lock: pa.Table, planned: Sequence[CollectionPlan]) -> list[str]:
     notes = []
     if whole.num_rows and (recipe.sample.fraction < 1 or recipe.sample.max_gb is not None):
+        drawn, every = (sum(source != "nih" for source in table["source"].to_pylist()) for table in (lock, whole))
         if lock.num_rows == 0:
             notes.append("the sample is empty: no patient is drawn, or the first one drawn is larger than max_gb")
-        else:
-            notes.append(f"a sample: {lock.num_rows:,} of {whole.num_rows:,} series, whole patients")
-    uncounted = sum(one.uncounted for one in planned)
+        elif every:
+            notes.append(f"a sample: {drawn:,} of {every:,} series, whole patients")
+    uncounted = sum(one.uncounted for one in planned if one.source != "nih")
     if uncounted:
         notes.append(f"not in the number of slices: {uncounted:,} series whose objects no index counts")
     folders = [one.collection for one in planned if one.files is not None]

@@ -126,7 +126,7 @@ class SampleSettings(_Section):
 class FetchSettings(_Section):
     """How archives are read. Nothing here changes what a data set holds, so nothing here is part of the recipe's hash.
 
-    ``cache``: a folder or an object store's prefix that keeps the archives' own files by the archive's name of the
+    ``cache``: a folder or an object store's prefix that keeps IDC's and TCIA's own files by the archive's name of the
     series' version; with ``offline`` nothing else is asked. ``ahead_mb``: bytes that a worker may hold before they are
     processed. ``requests``: how many a worker has under way at one host. A request that gives no byte for
     ``timeout_s`` seconds has failed; each is tried ``attempts`` times at each of the archive's mirrors.
@@ -276,7 +276,13 @@ def parse_recipe(text: str, label: str, *, base: Path) -> Recipe:
         recipe = Recipe.model_validate_json(json.dumps(values, default=str))
     except ValidationError as error:
         raise RecipeError("; ".join(f"{label}: {line}" for line in explain_all(error.errors(), Recipe)[:5])) from None
-    return recipe.model_copy(update={"sources": tuple(_anchored(source, base) for source in recipe.sources)})
+    cache = _anchored_path(recipe.fetch.cache, base)
+    return recipe.model_copy(
+        update={
+            "sources": tuple(_anchored(source, base) for source in recipe.sources),
+            "fetch": recipe.fetch.model_copy(update={"cache": cache}),
+        }
+    )
 
 
 def parse_portable(text: str, label: str, *, base: Path) -> Recipe:
@@ -290,12 +296,12 @@ def parse_portable(text: str, label: str, *, base: Path) -> Recipe:
 
 def _anchored(source: AnySource, base: Path) -> AnySource:
     """A source whose relative local paths start from ``base``."""
-    paths = {
-        name: str(base / Path(path).expanduser())
-        for name in ("path", "manifest")
-        if (path := getattr(source, name, None)) and "://" not in path
-    }
-    return source.model_copy(update=paths)
+    paths = {name: _anchored_path(getattr(source, name, None), base) for name in ("path", "manifest")}
+    return source.model_copy(update={name: path for name, path in paths.items() if path})
+
+
+def _anchored_path(path: str | None, base: Path) -> str | None:
+    return str(base / Path(path).expanduser()) if path and "://" not in path else path
 
 
 def make_recipe(
@@ -332,11 +338,18 @@ def parse_fraction(text: str) -> float:
 
 
 def with_overrides(
-    recipe: Recipe, *, sample: float | None = None, max_gb: float | None = None, collections: Sequence[str] = ()
+    recipe: Recipe,
+    *,
+    sample: float | None = None,
+    max_gb: float | None = None,
+    collections: Sequence[str] = (),
+    cache: str | None = None,
+    offline: bool = False,
 ) -> Recipe:
-    """The recipe changed by options of the command line; its hash changes with it.
+    """The recipe changed by options of the command line; its hash changes with what shapes the data set.
 
-    ``sample`` and ``max_gb`` replace those of ``[sample]``; ``collections`` keeps only these of the recipe's own.
+    ``sample`` and ``max_gb`` replace those of ``[sample]``; ``collections`` keeps only these of the recipe's own;
+    ``cache`` replaces that of ``[fetch]``, a relative one starts from the working directory; ``offline`` turns it on.
     Raises :class:`RecipeError` for a collection that the recipe does not have.
     """
     changes: dict[str, Any] = {}
@@ -348,6 +361,14 @@ def with_overrides(
             raise RecipeError("; ".join(f"sample.{line}" for line in explain_all(error.errors(), Recipe))) from None
     if collections:
         changes["sources"] = _only(recipe.sources, collections)
+    if cache is not None or offline:
+        fetch = recipe.fetch
+        changes["fetch"] = fetch.model_copy(
+            update={
+                "cache": fetch.cache if cache is None else _anchored_path(cache, Path.cwd()),
+                "offline": fetch.offline or offline,
+            }
+        )
     return recipe.model_copy(update=changes)
 
 

@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 import urllib.parse
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -28,7 +29,8 @@ class Fault:
 
     ``status`` answers with it; ``reset`` and ``truncate`` end the connection after ``after`` bytes of the body, rudely or
     as if all were well; ``corrupt`` flips a bit; ``drip`` gives ``step`` bytes every ``every_s`` seconds, ``drip_head`` so
-    the headers; ``silent`` never answers; ``page`` is a web page in place of the file; ``other`` another version of it.
+    the headers; ``silent`` never answers; ``page`` is a web page in place of the file; ``other`` another version of it;
+    ``fewer`` is a bucket's listing without its last object, ``garbled`` no listing at all.
     """
 
     kind: Literal[
@@ -44,6 +46,8 @@ class Fault:
         "other",
         "cut_head",
         "redirect",
+        "fewer",
+        "garbled",
     ]
     after: int = 0
     status: int = 500
@@ -70,6 +74,21 @@ class Request:
     headers: Mapping[str, str]
     form: Mapping[str, str]
     at_s: float
+    target: str = ""
+
+    @property
+    def place(self) -> str:
+        """What is asked for: a path, or the listing of a bucket's prefix."""
+        return f"{self.path}?prefix={self.query['prefix']}" if "prefix" in self.query else self.path
+
+
+@dataclass(frozen=True, slots=True)
+class Relayed:
+    """What another server has answered."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
 
 
 Answer = bytes | Callable[[Request], bytes | None]
@@ -80,16 +99,22 @@ Answer = bytes | Callable[[Request], bytes | None]
 class Server:
     """A server of ``files`` by path. Each request to a path takes the next fault of its list; then all is well.
 
-    A fault under ``*`` befalls every request to every path, forever. ``chunked``: bodies come without a length.
+    A fault under ``*`` befalls every request to every path, forever; so does one that is not in a list, at its path.
+    ``pick`` draws the faults instead. ``chunked``: bodies come without a length. ``relay`` asks another server for what
+    is not among the files. ``delivered``: how often a body went out whole, or the rest of one, and right.
     """
 
     files: dict[str, Answer] = field(default_factory=dict)
-    faults: dict[str, list[Fault]] = field(default_factory=dict)
+    faults: dict[str, list[Fault] | Fault] = field(default_factory=dict)
     ranges: bool = True
     etags: bool = True
     chunked: bool = False
     log: list[Request] = field(default_factory=list)
     busiest: int = 0
+    pick: Callable[[Request], Fault] | None = None
+    relay: Callable[[Request], Relayed] | None = None
+    longest_s: float = LONGEST_S
+    delivered: Counter[str] = field(default_factory=Counter)
     _busy: int = 0
     _begun: float = field(default_factory=time.monotonic)
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -121,16 +146,25 @@ class Server:
     def requests(self, path: str) -> list[Request]:
         """The requests to a path so far."""
         with self._lock:
-            return [request for request in self.log if request.path == path]
+            return [request for request in self.log if path in (request.path, request.place)]
 
     def next_fault(self, request: Request) -> Fault:
         """Log the request and say what goes wrong with it."""
         with self._lock:
             self.log.append(request)
+            if self.pick is not None:
+                return self.pick(request)
             if everywhere := self.faults.get("*"):
-                return everywhere[0]
-            waiting = self.faults.get(request.path)
+                return everywhere if isinstance(everywhere, Fault) else everywhere[0]
+            waiting = self.faults.get(request.place) or self.faults.get(request.path)
+            if isinstance(waiting, Fault):
+                return waiting
             return waiting.pop(0) if waiting else FINE
+
+    def count_delivery(self, place: str) -> None:
+        """Note that a body went out as it should."""
+        with self._lock:
+            self.delivered[place] += 1
 
     def since_s(self) -> float:
         """Seconds since the server began."""
@@ -138,7 +172,7 @@ class Server:
 
     def wait(self, seconds: float) -> bool:
         """Wait; whether to go on."""
-        return not self._stop.wait(seconds) and self.since_s() < LONGEST_S
+        return not self._stop.wait(seconds) and self.since_s() < self.longest_s
 
     @contextmanager
     def counted(self) -> Iterator[None]:
@@ -182,7 +216,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         server = self.server_of_files
         parts = urllib.parse.urlsplit(self.path)
         query = dict(urllib.parse.parse_qsl(parts.query))
-        request = Request(self.command, parts.path, query, dict(self.headers.items()), form, server.since_s())
+        request = Request(
+            self.command, parts.path, query, dict(self.headers.items()), form, server.since_s(), self.path
+        )
         with server.counted(), contextlib.suppress(ConnectionError, TimeoutError):
             self._give(request, server.next_fault(request))
 
@@ -199,16 +235,30 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         if fault.kind == "page":
             self._plain(200, b"<html>please log in</html>", {"Content-Type": "text/html; charset=utf-8"})
             return
+        if server.relay is not None and request.path not in server.files:
+            relayed = server.relay(request)
+            if relayed.status != 200:
+                self._plain(relayed.status, relayed.body, dict(relayed.headers))
+            else:
+                self._file(request, relayed.body, fault, relayed.headers)
+            return
         content = server.files.get(request.path)
         data = content(request) if callable(content) else content
         if data is None:
             self._plain(404, b"no such thing, DOE^JANE", {})
             return
+        self._file(request, data, fault, {})
+
+    def _file(self, request: Request, data: bytes, fault: Fault, headers: Mapping[str, str]) -> None:
         if fault.kind == "corrupt":
             data = data[: len(data) // 2] + bytes([data[len(data) // 2] ^ 1]) + data[len(data) // 2 + 1 :]
         if fault.kind == "other":
             data = data[::-1]
-        self._body(request, data, fault)
+        if fault.kind == "fewer":
+            data = re.sub(rb"(.*)<Contents>.*</Contents>", rb"\1", data, flags=re.DOTALL)
+        if fault.kind == "garbled":
+            data = b"<DOE^JANE"
+        self._body(request, data, fault, headers)
 
     def _plain(self, code: int, body: bytes, headers: dict[str, str]) -> None:
         self.send_response(code)
@@ -217,9 +267,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(body)
 
-    def _body(self, request: Request, data: bytes, fault: Fault) -> None:
+    def _body(self, request: Request, data: bytes, fault: Fault, headers: Mapping[str, str]) -> None:
         server = self.server_of_files
-        tag = f'"{hashlib.md5(data, usedforsecurity=False).hexdigest()}"'
+        tag = headers.get("ETag", f'"{hashlib.md5(data, usedforsecurity=False).hexdigest()}"')
         start = self._start(request, data, tag)
         if start is not None and start >= len(data):
             self._plain(416, b"", {"Content-Range": f"bytes */{len(data)}"})
@@ -230,7 +280,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             self.send_header("Content-Range", f"bytes {start}-{len(data) - 1}/{len(data)}")
         if server.etags:
             self.send_header("ETag", tag)
-        self.send_header("Content-Type", "application/octet-stream")
+        for name, value in ({"Content-Type": "application/octet-stream"} | dict(headers)).items():
+            if name != "ETag":
+                self.send_header(name, value)
         if fault.kind in ("drip_head", "cut_head"):
             self._bad_head(fault)
             return
@@ -239,7 +291,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         else:
             self.send_header("Content-Length", str(len(body)))
         self.end_headers()
-        self._send(body, fault)
+        if self._send(body, fault) and fault.kind in ("none", "drip"):
+            server.count_delivery(request.place)
 
     def _start(self, request: Request, data: bytes, tag: str) -> int | None:
         server = self.server_of_files
@@ -260,7 +313,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             if not self.server_of_files.wait(fault.every_s):
                 return
 
-    def _send(self, body: bytes, fault: Fault) -> None:
+    def _send(self, body: bytes, fault: Fault) -> bool:
         step = fault.step if fault.kind == "drip" else 64 * 1024
         end = fault.after if fault.kind in ("reset", "truncate") else len(body)
         for position in range(0, end, step):
@@ -268,7 +321,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             self.wfile.write(b"%x\r\n%s\r\n" % (len(piece), piece) if self.server_of_files.chunked else piece)
             if fault.kind == "drip" and not self.server_of_files.wait(fault.every_s):
                 self.close_connection = True
-                return
+                return False
         if fault.kind in ("reset", "truncate"):
             self.close_connection = True
             if fault.kind == "reset":  # RST in place of FIN
@@ -279,3 +332,4 @@ class _Handler(http.server.BaseHTTPRequestHandler):
                 self.connection.shutdown(socket.SHUT_RDWR)
         elif self.server_of_files.chunked:
             self.wfile.write(b"0\r\n\r\n")
+        return True

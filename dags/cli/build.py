@@ -48,6 +48,13 @@ def build(
     only: Annotated[
         list[str] | None, typer.Option("--only", metavar="COLLECTION", help="Only this of the recipe's collections.")
     ] = None,
+    cache: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DIR_OR_URL", help="Keep the archives' own files here; what is here is not fetched again."
+        ),
+    ] = None,
+    offline: Annotated[bool, typer.Option("--offline", help="Ask no archive: build from the cache alone.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Build a data set; run it again to go on with one that was interrupted.
@@ -64,13 +71,17 @@ def build(
 
         lumid build --lock plan.lock.parquet --out again
 
+        lumid build --lock plan.lock.parquet --cache /data/raw --offline --out again
+
         lumid build lumid.toml --scheduler tcp://10.0.0.1:8786
     """
     from lumid.dags.build import build as run
     from lumid.dags.cluster import ClusterSettings
     from lumid.dags.progress import BuildProgress
+    from lumid.pipeline.recipe import with_overrides
 
     chosen, pinned = _chosen(recipe, source, collection, license, doi, lock, sample, max_gb, only or [])
+    chosen = with_overrides(chosen, cache=cache, offline=offline)
     target = out or Path(chosen.name)
     console = Console(stderr=True, highlight=False)
     result = run(chosen, target, ClusterSettings(scheduler, workers), BuildProgress(console), pinned)

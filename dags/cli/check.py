@@ -31,6 +31,20 @@ def verify(
     deep: Annotated[
         bool, typer.Option("--deep", help="Read and decode every image, and compare it and its JSON with its row.")
     ] = False,
+    mend: Annotated[
+        bool,
+        typer.Option(
+            "--repair", help="Make damaged samples again from their source, and put their shards together anew."
+        ),
+    ] = False,
+    source: Annotated[
+        str | None,
+        typer.Option(metavar="FOLDER", help="--repair: the folder that it was built from.", show_default=False),
+    ] = None,
+    recipe: Annotated[
+        str | None,
+        typer.Option(help="--repair: its recipe, where it reads several folders or a private key.", show_default=False),
+    ] = None,
     workers: Annotated[
         int | None, typer.Option(min=1, help="Threads; by default one a core.", show_default=False)
     ] = None,
@@ -38,23 +52,50 @@ def verify(
 ) -> None:
     """Verify that a data set is what was built: shards, catalog, rejects and lock, by their hashes and against each other.
 
-    Ends with exit code 0 when it is sound, 1 when something is damaged; says which samples of which shards.
+    Ends with exit code 0 when it is sound, 1 when something is damaged; says which samples of which shards. --repair
+    fetches only the series of damaged samples; a shard is replaced only by one with the same SHA-256 as then.
 
     Examples:
 
         lumid verify DATASET
 
         lumid verify DATASET --deep --json
+
+        lumid verify DATASET --repair --source FOLDER
     """
     from lumid.catalog.verify import verify as run
 
+    if (source or recipe) and not mend:
+        raise UsageError("--source and --recipe say from what to repair: add --repair")
+    if source and recipe:
+        raise UsageError("give --source or --recipe, not both")
     with _progress() as progress:
         found = run(dataset, deep=deep, workers=workers, progress=progress)
+    if mend and not found.sound:
+        _repair(dataset, found, source, recipe, workers)
+        with _progress() as progress:
+            found = run(dataset, deep=deep, workers=workers, progress=progress)
     if as_json:
         typer.echo(json.dumps({"dataset": str(dataset), "sound": found.sound} | asdict(found)))
     else:
         _print_verification(dataset, found)
     raise typer.Exit(EXIT_DONE if found.sound else EXIT_FAILED)
+
+
+def _repair(dataset: Path, found: Verification, source: str | None, recipe: str | None, workers: int | None) -> None:
+    from lumid.catalog.layout import read_manifest
+    from lumid.dags.cluster import ClusterSettings
+    from lumid.dags.progress import BuildProgress
+    from lumid.dags.repair import recipe_of, repair
+    from lumid.pipeline.recipe import load_recipe
+
+    chosen = load_recipe(recipe) if recipe else recipe_of(read_manifest(dataset), source)
+    console = Console(stderr=True, highlight=False)
+    done = repair(dataset, found, chosen, ClusterSettings(None, workers), BuildProgress(console))
+    typer.echo(
+        f"{dataset}: mended {len(done.shards):,} shards; {done.samples:,} samples of {done.series:,} series made again",
+        err=True,
+    )
 
 
 @contextmanager

@@ -79,7 +79,8 @@ def _encoded(table: pa.Table, shape: Format) -> bytes:
         writer = csv.writer(lines, lineterminator="\n")
         writer.writerow(table.column_names)
         for batch in table.to_batches():
-            writer.writerows(zip(*(column.to_pylist() for column in batch.columns), strict=True))
+            columns = (map(_joined, column.to_pylist()) for column in batch.columns)
+            writer.writerows(zip(*columns, strict=True))
         return lines.getvalue().encode("utf-8")
     else:
         return (
@@ -125,7 +126,12 @@ def _shown(value: object) -> str:
         return "–"
     if isinstance(value, float):
         return f"{value:.6g}"
-    return str(value)
+    return str(_joined(value))
+
+
+def _joined(value: object) -> object:
+    """A list as text, where a cell is text."""
+    return "|".join(map(str, value)) if isinstance(value, list) else value
 
 
 def printable(value: str) -> str:

@@ -56,7 +56,8 @@ class Series:
     """A series to be read whole: its statistics are the series' own.
 
     ``objects`` is None where the archive does not say how many there are; ``members`` are those of a listed source, in
-    the order of their source ids; ``location`` and ``urls`` tell a pinned source where the series is.
+    the order of their source ids; ``location`` and ``urls`` tell a pinned source where the series is; ``lock_row`` is its
+    row in the lock.
     """
 
     id: str
@@ -66,6 +67,7 @@ class Series:
     members: tuple[Member, ...] = field(default=(), repr=False)
     location: str = ""
     urls: tuple[str, ...] = ()
+    lock_row: int = 0
 
     @property
     def frames(self) -> int:
@@ -135,23 +137,25 @@ class ListedSource(Source, Protocol):
 def open_source(recipe: Recipe, number: int, keyer: Keyer, scratch: Path | None = None) -> Source:
     """One of a recipe's sources, ready to be read. ``scratch``: a folder for what has to be unpacked.
 
-    Raises :class:`~lumid.catalog.errors.RecipeError` when it is not there.
+    Raises :class:`~lumid.catalog.errors.LumidError` when it is not there, or its cache cannot be opened.
     """
     from lumid.pipeline.recipe import IdcSettings, NihSettings, TciaSettings
+    from lumid.pipeline.sources.cached import behind_cache
 
     settings = recipe.sources[number]
     if isinstance(settings, IdcSettings):
         from lumid.pipeline.sources.idc import IdcSource
 
-        return IdcSource(recipe.fetch)
+        return behind_cache("idc", recipe.fetch, IdcSource)
     if isinstance(settings, TciaSettings):
         from lumid.pipeline.sources.tcia import TciaSource
 
-        return TciaSource(recipe.fetch)
+        return behind_cache("tcia", recipe.fetch, TciaSource)
     if isinstance(settings, NihSettings):
+        from lumid.pipeline.sample import kept_patients
         from lumid.pipeline.sources.nih import NihSource
 
-        return NihSource(settings, recipe.fetch, keyer)
+        return NihSource(settings, recipe.fetch, keyer, kept_patients(recipe.sample, keyer, settings.collection))
     return open_listed(settings, recipe, keyer, scratch)
 
 

@@ -2,177 +2,194 @@
 
 A series' version is a prefix that never changes. Its listing gives every object's size and ETag, which for an object
 uploaded in one piece is the MD5 of its content: what arrives is held against both.
+
+There are two ways to an object. The quick one is a single attempt through obstore at the mirror that listed the series;
+it counts as the first of ``attempts``. What fails there, and what is large, goes the careful way, by plain HTTP through
+:class:`~lumid.pipeline.download.Downloader`: what came is kept, the server's Retry-After too, and mirrors are tried.
 """
 
 from __future__ import annotations
 
 import hashlib
-import re
+import threading
+import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from datetime import timedelta
-from functools import cache
-from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
+from concurrent.futures import Future
+from dataclasses import dataclass
+from functools import partial
 
-import obstore
-from obstore.exceptions import BaseError
-from obstore.store import S3Store
-
+from lumid.pipeline.download import Downloader, Patience, Wanted
 from lumid.pipeline.recipe import FetchSettings
 from lumid.pipeline.reject import Reject
 from lumid.pipeline.sources import Blob, ObjectRef, Series
-from lumid.pipeline.sources.store import ReadAhead
+from lumid.pipeline.sources.ahead import ReadAhead
+from lumid.pipeline.sources.buckets import PAGE_KEYS, Buckets, Listed, Missed, Prefix
 
-if TYPE_CHECKING:
-    from obstore.store import ClientConfig
-
-MD5 = re.compile(r"[0-9a-f]{32}")
-
-
-@cache
-def bucket_of(bucket: str, endpoint: str, fetch: FetchSettings) -> S3Store:
-    """An anonymous client of a bucket. Google's buckets are read through their S3-compatible interface."""
-    client: ClientConfig = {"timeout": timedelta(seconds=fetch.timeout_s)}
-    if endpoint.startswith("http://"):
-        client["allow_http"] = True
-    return S3Store(
-        bucket,
-        endpoint=endpoint,
-        region="us-east-1",
-        skip_signature=True,
-        client_options=client,
-        # connections that fail and 5xx answers: exponential back-off with jitter, in the client
-        retry_config={
-            "max_retries": fetch.attempts - 1,
-            "retry_timeout": timedelta(seconds=fetch.timeout_s * fetch.attempts),
-        },
-    )
+QUICK_BYTES = 8 << 20
+"""Objects up to this size are asked for whole; larger ones may take longer than a request, and are resumed."""
+MOST_KEYS = 100_000
+"""Objects of a series of which nobody says how many it has."""
+COUNT_ATTEMPTS = 2
+"""How often a mirror may list another number of objects than was planned: once something on the way may have cut it."""
 
 
 @dataclass(frozen=True, slots=True)
-class Listed:
-    """An object of a series as a bucket lists it; ``md5`` where the ETag is one."""
+class Found:
+    """A series as it was listed: its objects by name, and its mirrors, the one that listed it first."""
 
-    name: str
-    size: int
-    md5: str | None
+    mirrors: tuple[Prefix, ...]
+    objects: tuple[Listed, ...]
 
 
-@dataclass(frozen=True, slots=True)
 class IdcSource:
     """Series by their prefix. Mirrors are tried in the lock's order, for the listing and for every object."""
 
-    fetch: FetchSettings
-    _ahead: ReadAhead = field(init=False, repr=False, compare=False)
-    _listings: dict[str, tuple[Listed, ...] | Reject] = field(
-        default_factory=dict, init=False, repr=False, compare=False
-    )
-    _objects: dict[str, tuple[Series, Listed]] = field(default_factory=dict, init=False, repr=False, compare=False)
-
-    def __post_init__(self) -> None:
-        ahead = ReadAhead(self._read, self.fetch.requests, int(self.fetch.ahead_mb * 1e6))
-        object.__setattr__(self, "_ahead", ahead)
+    def __init__(self, fetch: FetchSettings, patience: Patience = Patience()) -> None:
+        self._fetch, self._patience = fetch, patience
+        self._reading = _Reading(fetch, patience)
 
     def prefetch(self, series: Sequence[Series]) -> None:
-        """Begin to read these series, in their order, as far ahead as the bounds allow."""
+        """Begin to list and read these series, in their order, as far ahead as the bounds allow. Returns at once."""
+        reading = self._reading
         for one in series:
-            listed = self._list(one)
-            if not isinstance(listed, Reject):
-                self._ahead.expect([self._ref(one, item) for item in listed])
+            reading.ahead.expect_series(one.location, partial(reading.refs, one))
 
     def close(self) -> None:
-        """Forget what was read ahead."""
-        self._ahead.close()
-        self._listings.clear()
-        self._objects.clear()
+        """Forget what was read ahead. Requests under way are ended or left to end by themselves: nothing is waited for."""
+        reading, self._reading = self._reading, _Reading(self._fetch, self._patience)
+        reading.close()
 
     def blobs(self, series: Series, only: frozenset[str] | None = None) -> Iterator[Blob]:
         """The objects of a series, by name. A series that cannot be listed whole is one blob that stands for all."""
-        listed = self._list(series)
-        if isinstance(listed, Reject):
-            yield Blob(ObjectRef(series.location, series.bytes, location=series.location), listed, series.objects or 1)
+        reading = self._reading
+        found = reading.find(series)
+        if isinstance(found, Reject):
+            yield Blob(ObjectRef(series.location, series.bytes, location=series.location), found, series.objects or 1)
             return
-        for item in listed:
-            ref = self._ref(series, item)
-            if only is None or ref.source_id in only:
-                yield Blob(ref, self._ahead.take(ref))
+        refs = reading.refs(series)
+        wanted = [ref for ref in refs if only is None or ref.source_id in only]
+        if only is not None:
+            reading.ahead.forget([ref for ref in refs if ref.source_id not in only])
+        reading.ahead.expect(wanted, first=True, name=series.location)
+        for ref in wanted:
+            yield Blob(ref, reading.ahead.take(ref))
 
-    def _ref(self, series: Series, item: Listed) -> ObjectRef:
-        source_id = f"{series.location}/{item.name}"
-        self._objects[source_id] = series, item
-        return ObjectRef(source_id, item.size, location=source_id)
 
-    def _list(self, series: Series) -> tuple[Listed, ...] | Reject:
-        if series.location not in self._listings:
-            self._listings[series.location] = self._list_anywhere(series)
-        return self._listings[series.location]
+class _Reading:
+    """What a source has under way between two calls of its ``close``; its methods are called from many threads."""
 
-    def _list_anywhere(self, series: Series) -> tuple[Listed, ...] | Reject:
+    def __init__(self, fetch: FetchSettings, patience: Patience) -> None:
+        self._fetch, self._patience = fetch, patience
+        self._stop = threading.Event()
+        self._buckets = Buckets(fetch, self._stop)
+        self._downloader = Downloader(fetch, patience, self._stop)
+        self._lock = threading.Lock()
+        self._finds: dict[str, Future[Found | Reject]] = {}
+        self._objects: dict[str, tuple[Found, Listed]] = {}
+        self._busy_until: dict[str, float] = {}
+        self.ahead = ReadAhead(self._read, fetch.requests, int(fetch.ahead_mb * 1e6))
+
+    def close(self) -> None:
+        self._stop.set()
+        self.ahead.close(wait=False)
+        self._buckets.close()
+
+    def find(self, series: Series) -> Found | Reject:
+        """The series as a mirror lists it; whoever comes second waits for whom came first."""
+        with self._lock:
+            future = self._finds.get(series.location)
+            mine = future is None
+            if future is None:
+                future = self._finds[series.location] = Future()
+        if mine:
+            try:
+                future.set_result(self._find(series))
+            except BaseException as error:
+                future.set_exception(error)
+                raise
+        return future.result()
+
+    def refs(self, series: Series) -> list[ObjectRef]:
+        """What can be read of a series."""
+        found = self.find(series)
+        if isinstance(found, Reject):
+            return []
+        refs = []
+        for item in found.objects:
+            source_id = f"{series.location}/{item.name}"
+            self._objects[source_id] = found, item
+            refs.append(ObjectRef(source_id, item.size, location=source_id))
+        return refs
+
+    def _find(self, series: Series) -> Found | Reject:
+        if self._fetch.offline:
+            return _failed("offline")
         last = _failed("the lock names no address")
-        for url in series.urls:
-            found = list_series(url, self.fetch)
-            if isinstance(found, Reject):
-                last = found
-            elif series.objects is not None and len(found) != series.objects:
-                last = _failed(f"{len(found)} objects listed, {series.objects} planned")
-            elif not found:
-                last = _failed("no objects listed")
-            else:
-                return found
+        mirrors = tuple(Prefix.of(url, self._fetch) for url in series.urls)
+        for mirror in mirrors:
+            objects = self._list(mirror, series.objects)
+            if not isinstance(objects, Reject):
+                others = tuple(other for other in mirrors if other != mirror)
+                return Found((mirror, *others), objects)
+            last = objects
+            if self._stop.is_set():
+                return _failed("stopped")
         return last
+
+    def _list(self, mirror: Prefix, planned: int | None) -> tuple[Listed, ...] | Reject:
+        """The objects that a mirror lists, by name, as many as planned; waits between attempts as a download does."""
+        most = MOST_KEYS if planned is None else planned + PAGE_KEYS
+        failures = miscounts = 0
+        while True:
+            found = self._buckets.list(mirror, most)
+            if isinstance(found, Missed):
+                why = _failed(_why_not_listed(found))
+                final = found.final
+            elif len(found) > most:
+                why = _failed(f"more than {most} objects listed" + ("" if planned is None else f", {planned} planned"))
+                final = True
+            elif not found or len(found) != (planned or len(found)):
+                why = _failed(f"{len(found)} objects listed, {planned} planned" if found else "no objects listed")
+                miscounts += 1
+                final = miscounts == COUNT_ATTEMPTS
+            else:
+                return tuple(sorted(found.values(), key=lambda item: item.name))
+            failures += 1
+            if final or failures >= self._fetch.attempts or self._stop.is_set():
+                return why
+            self._stop.wait(self._patience.pause_s(failures, None))
 
     def _read(self, ref: ObjectRef) -> bytes | Reject:
-        series, item = self._objects[ref.source_id]
-        last = _failed("the lock names no address")
-        for url in series.urls:
-            for _ in range(self.fetch.attempts):
-                data = read_object(url, item, self.fetch)
-                if not isinstance(data, Reject):
-                    return data
-                last = data
-        return last
+        """An object's bytes, of the listed size and MD5."""
+        found, item = self._objects[ref.location]
+        mirrors, failures = found.mirrors, 0
+        if item.size <= QUICK_BYTES and time.monotonic() >= self._busy_until.get(mirrors[0].endpoint, 0.0):
+            data = self._read_quickly(mirrors[0], item)
+            if not isinstance(data, Missed):
+                return data
+            if data.final or self._fetch.attempts == 1:
+                mirrors = mirrors[1:]
+            else:
+                failures = 1
+            if self._stop.is_set() or not mirrors:
+                return _failed("stopped" if self._stop.is_set() else data.detail)
+        urls = tuple(mirror.address(item.name) for mirror in mirrors)
+        return self._downloader.bytes(Wanted(urls, bytes=item.size, md5=item.md5), failures)
+
+    def _read_quickly(self, mirror: Prefix, item: Listed) -> bytes | Missed:
+        data = self._buckets.read(mirror, item.name, item.size)
+        if isinstance(data, Missed):
+            if data.busy:  # only the careful way can see how long it wants to be left alone
+                self._busy_until[mirror.endpoint] = time.monotonic() + self._patience.longest_wait_s
+        elif item.md5 is not None and hashlib.md5(data, usedforsecurity=False).hexdigest() != item.md5:
+            return Missed("MD5 does not match")
+        return data
 
 
-def _store_of(url: str, fetch: FetchSettings) -> tuple[S3Store, str]:
-    parts = urlsplit(url)
-    endpoint = fetch.gs_endpoint if parts.scheme == "gs" else fetch.s3_endpoint
-    # what does not change the client is left out of the cache's key
-    return bucket_of(parts.netloc, endpoint, _client_settings(fetch)), parts.path.strip("/")
-
-
-def _client_settings(fetch: FetchSettings) -> FetchSettings:
-    """Only what a client depends on, so that equal clients are shared."""
-    return FetchSettings(attempts=fetch.attempts, timeout_s=fetch.timeout_s)
-
-
-def list_series(url: str, fetch: FetchSettings) -> tuple[Listed, ...] | Reject:
-    """The objects below a series' address (``s3://bucket/uuid/``), by name; ``fetch_failed`` when it does not answer."""
-    store, prefix = _store_of(url, fetch)
-    try:
-        metas = [meta for page in obstore.list(store, f"{prefix}/") for meta in page]
-    except (BaseError, OSError) as error:
-        return _failed(f"listing: {type(error).__name__}")
-    found = []
-    for meta in metas:
-        name = meta["path"].rpartition("/")[2]
-        etag = (meta["e_tag"] or "").strip('"').lower()
-        found.append(Listed(name, meta["size"], etag if MD5.fullmatch(etag) else None))
-    return tuple(sorted(found, key=lambda item: item.name))
-
-
-def read_object(url: str, item: Listed, fetch: FetchSettings) -> bytes | Reject:
-    """An object's bytes, of the listed size and MD5, or ``fetch_failed``."""
-    store, prefix = _store_of(url, fetch)
-    try:
-        data = bytes(obstore.get(store, f"{prefix}/{item.name}").bytes())
-    except (BaseError, OSError) as error:
-        return _failed(type(error).__name__)
-    if len(data) != item.size:
-        return _failed(f"{len(data)} bytes, {item.size} listed")
-    if item.md5 is not None and hashlib.md5(data, usedforsecurity=False).hexdigest() != item.md5:
-        return _failed("MD5 does not match")
-    return data
+def _why_not_listed(missed: Missed) -> str:
+    if missed.status == 404:
+        return "listing: no such bucket"
+    return "listing: access denied" if missed.status in (401, 403) else f"listing: {missed.detail}"
 
 
 def _failed(detail: str) -> Reject:

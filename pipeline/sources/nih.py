@@ -8,7 +8,7 @@ import struct
 import threading
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,11 +20,13 @@ from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import UID, DigitalXRayImageStorageForPresentation, ExplicitVRLittleEndian
 
 from lumid.catalog.collections import collections
+from lumid.catalog.errors import RecipeError
 from lumid.catalog.keys import Keyer
 from lumid.catalog.lock import LOCK
 from lumid.pipeline.archives import ArchiveMember, base_name, tar_members
 from lumid.pipeline.download import Downloader, Patience, Wanted
-from lumid.pipeline.nih_index import HOME, NAME, ChestXray, read_tables
+from lumid.pipeline.nih_index import HOME, NAME, ChestXray, missing_tables, patient_of, read_tables, tables_hash
+from lumid.pipeline.partial import is_verified
 from lumid.pipeline.recipe import FetchSettings, NihSettings
 from lumid.pipeline.reject import Reject
 from lumid.pipeline.sources import Blob, ObjectRef, Series
@@ -70,18 +72,40 @@ ARCHIVES = tuple(
 # ---- the plan
 
 
-def plan_nih(
-    settings: NihSettings, fetch: FetchSettings, keyer: Keyer, archives: Sequence[NihArchive] = ARCHIVES
-) -> pa.Table:
-    """The lock's rows, one an archive, under :data:`LOCK`. Needs neither network nor files: all of it is known.
+@dataclass(frozen=True, slots=True)
+class Pin:
+    """What the lock's ``location`` pins of an archive: its name and MD5, and the tables, where they were there."""
 
-    How many images an archive has is not; nor are its patients, until the tables are there.
+    name: str
+    md5: str
+    tables: str | None
+
+    def __str__(self) -> str:
+        return f"{self.name} md5:{self.md5}" + (f" tables:{self.tables}" if self.tables else "")
+
+    @classmethod
+    def parse(cls, location: str) -> Pin:
+        """The pin that a location was made from."""
+        name, _, rest = location.partition(" md5:")
+        md5, _, tables = rest.partition(" tables:")
+        return cls(base_name(name), md5, tables or None)
+
+
+def plan_nih(
+    settings: NihSettings, fetch: FetchSettings, keyer: Keyer, archives: Sequence[NihArchive] | None = None
+) -> pa.Table:
+    """The lock's rows, one an archive, under :data:`LOCK`. Needs neither network nor files: the archives are known.
+
+    How many images each has is not. Tables that are in the settings' folder are pinned, by the hash of their content:
+    labels, ages and the official split come from them. ``archives``: :data:`ARCHIVES` but for tests.
     """
     known = collections()["nih_chest_xray"]
     base = fetch.nih_url.rstrip("/")
+    tables = tables_hash(Path(settings.path).expanduser())
+    every = ARCHIVES if archives is None else archives
     rows = []
-    for one in (archives[number - 1] for number in sorted(set(settings.archives)) if number <= len(archives)):
-        location = f"{one.name} md5:{one.md5}"
+    for one in (every[number - 1] for number in sorted(set(settings.archives)) if number <= len(every)):
+        location = str(Pin(one.name, one.md5, tables))
         rows.append(
             {
                 "recipe_source": 0,
@@ -173,12 +197,34 @@ def as_dicom(pixels: npt.NDArray[np.uint8], image: ChestXray) -> bytes:
 # ---- the source
 
 
+def check_tables(settings: NihSettings, series: Sequence[Series]) -> None:
+    """Whether the tables are in the settings' folder, and those that the lock's series pin; for before a build begins.
+
+    Raises :class:`RecipeError` when they are not.
+    """
+    folder = Path(settings.path).expanduser()
+    if (missing := missing_tables(folder)) is not None:
+        raise RecipeError(f"source nih: {missing}")
+    tables = tables_hash(folder)
+    for one in series:
+        _compare(one.location, tables, folder)
+
+
+def _compare(location: str, tables: str | None, folder: Path) -> None:
+    if Pin.parse(location).tables not in (None, tables):
+        raise RecipeError(
+            f"source nih: the tables in {folder} are not those that the lock pins; put those back, or plan again with: "
+            "lumid plan RECIPE --out LOCK"
+        )
+
+
 @dataclass(slots=True)
 class NihSource:
     """The archives in the settings' folder, fetched into it when they are not there, and read as streams.
 
-    ``keep_patient`` takes a patient's pseudonym and says whether its images are planned. Raises :class:`RecipeError`
-    when the tables are not in the folder.
+    ``keep_patient`` takes a patient's pseudonym and says whether its images are planned; the others are passed over as
+    if the archive did not hold them. Raises :class:`RecipeError` when the tables are not in the folder, and when they
+    are not those that the lock pins.
     """
 
     settings: NihSettings
@@ -187,12 +233,14 @@ class NihSource:
     keep_patient: Callable[[str], bool] | None = None
     patience: Patience = field(default_factory=Patience)
     _images: Mapping[str, ChestXray] = field(init=False, repr=False)
-    _asked: set[str] = field(default_factory=set, init=False, repr=False)
+    _tables: str | None = field(init=False, repr=False)
+    _arriving: dict[str, Future[Path | Reject]] = field(default_factory=dict, init=False, repr=False)
     _workers: ThreadPoolExecutor | None = field(default=None, init=False, repr=False)
     _stop: threading.Event = field(default_factory=threading.Event, init=False, repr=False)
 
     def __post_init__(self) -> None:
         self._images = read_tables(self._folder)
+        self._tables = tables_hash(self._folder)
 
     @property
     def _folder(self) -> Path:
@@ -203,22 +251,24 @@ class NihSource:
         downloader = Downloader(self.fetch, self.patience, self._stop)
         self._workers = self._workers or ThreadPoolExecutor(1, thread_name_prefix="lumid-nih")
         for one in series:
-            if one.location not in self._asked:
-                self._asked.add(one.location)
-                self._workers.submit(self._archive, one, downloader)
+            _compare(one.location, self._tables, self._folder)
+            if one.location not in self._arriving:
+                self._arriving[one.location] = self._workers.submit(self._archive, one, downloader)
 
     def close(self) -> None:
         """Break off what is under way; what has arrived of an archive stays, and a later run goes on with it."""
         self._stop.set()
         self._stop = threading.Event()
-        self._asked.clear()
+        self._arriving.clear()
         workers, self._workers = self._workers, None
         if workers is not None:
             workers.shutdown(wait=True, cancel_futures=True)
 
     def blobs(self, series: Series, only: frozenset[str] | None = None) -> Iterator[Blob]:
         """The images of an archive in the archive's own order, which is that of their names; the same at every call."""
-        path = self._archive(series, Downloader(self.fetch, self.patience))
+        _compare(series.location, self._tables, self._folder)
+        arriving = self._arriving.get(series.location)
+        path = arriving.result() if arriving else self._archive(series, Downloader(self.fetch, self.patience))
         if isinstance(path, Reject):
             yield Blob(ObjectRef(series.id, 0), path, objects=series.objects or 1)
             return
@@ -227,9 +277,7 @@ class NihSource:
         with path.open("rb") as stream:
             for member in tar_members(stream):
                 source_id, image = self._identify(member, series)
-                if left is not None and source_id not in left:
-                    continue
-                if image is not None and not self._kept(image):
+                if (left is not None and source_id not in left) or not self._kept(source_id, image):
                     continue
                 yield self._blob(member, source_id, image, twice=source_id in seen)
                 seen.add(source_id)
@@ -240,8 +288,12 @@ class NihSource:
 
     def _archive(self, series: Series, downloader: Downloader) -> Path | Reject:
         """The series' archive, whole and verified."""
-        name, _, md5 = series.location.partition(" md5:")
-        return downloader.file(Wanted(series.urls, md5=md5), self._folder / base_name(name))
+        pin = Pin.parse(series.location)
+        path = self._folder / pin.name
+        if self.fetch.offline:
+            there = is_verified(path, None, pin.md5)
+            return path if there else Reject("fetch", "fetch_failed", "not in the cache, and --offline was given")
+        return downloader.file(Wanted(series.urls, md5=pin.md5), path)
 
     def _identify(self, member: ArchiveMember, series: Series) -> tuple[str, ChestXray | None]:
         """A member's source id, and what the tables say of it."""
@@ -251,10 +303,12 @@ class NihSource:
         hashed = self.keyer.pseudonym("object", series.provenance.collection, member.name) if member.name else "rest"
         return f"{series.id}/{hashed}", None
 
-    def _kept(self, image: ChestXray) -> bool:
-        if self.keep_patient is None:
+    def _kept(self, source_id: str, image: ChestXray | None) -> bool:
+        """Whether a member is planned: all that is not told to be of some patient is."""
+        if self.keep_patient is None or (image is None and not NAME.fullmatch(source_id)):
             return True
-        return self.keep_patient(self.keyer.pseudonym("patient", self.settings.collection, image.patient))
+        patient = image.patient if image else patient_of(source_id)
+        return self.keep_patient(self.keyer.pseudonym("patient", self.settings.collection, patient))
 
     def _blob(self, member: ArchiveMember, source_id: str, image: ChestXray | None, *, twice: bool) -> Blob:
         ref = ObjectRef(source_id, member.size_bytes)
@@ -270,6 +324,6 @@ class NihSource:
         return Blob(
             ref,
             pixels if isinstance(pixels, Reject) else as_dicom(pixels, image),
-            labels=image.findings,
+            labels=image.labels,
             split="benchmark" if held_out else None,
         )

@@ -8,34 +8,41 @@ from __future__ import annotations
 
 import io
 import os
-import random
-import time
-from collections import deque
+import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
 import obstore
-from obstore.exceptions import BaseError, NotFoundError
+from obstore.exceptions import (
+    BaseError,
+    InvalidPathError,
+    NotFoundError,
+    PermissionDeniedError,
+    UnauthenticatedError,
+)
 from obstore.store import ObjectStore, from_url
 
 from lumid.catalog.errors import RecipeError
 from lumid.catalog.keys import Keyer
+from lumid.pipeline.download import Patience
 from lumid.pipeline.reject import Reject
 from lumid.pipeline.sources import Blob, Listing, ObjectRef, Provenance, Series
+from lumid.pipeline.sources.ahead import ReadAhead
 from lumid.pipeline.sources.archived import Archives, archive_kind, expand, in_order, place_of
+from lumid.pipeline.sources.buckets import missed
 from lumid.pipeline.sources.folder import HEAD_BYTES, FolderSource, source_id_of
 
 if TYPE_CHECKING:
     from obstore import ObjectMeta
 
 CHUNK_BYTES = 1 << 20
-PAUSE_S = 0.1
+PATIENCE = Patience(first_wait_s=0.2)
+T = TypeVar("T")
 CREDENTIALS: dict[str, tuple[str, ...]] = {
     "s3": ("AWS_ACCESS_KEY_ID", "AWS_WEB_IDENTITY_TOKEN_FILE", "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI",
            "AWS_CONTAINER_CREDENTIALS_FULL_URI"),
@@ -48,13 +55,16 @@ CREDENTIALS: dict[str, tuple[str, ...]] = {
 
 SKIP_SIGNATURE = {"s3": "AWS_SKIP_SIGNATURE", "gs": "GOOGLE_SKIP_SIGNATURE", "az": "AZURE_SKIP_SIGNATURE"}
 ARCHIVE_NAMES = (".zip", ".tar", ".tgz", ".tbz", ".tbz2", ".txz", ".tar.gz", ".tar.bz2", ".tar.xz")
+DENIED = (PermissionError, PermissionDeniedError, UnauthenticatedError)
+FINAL = (FileNotFoundError, NotFoundError, InvalidPathError, *DENIED)
+"""What another attempt does not change, whatever the store says."""
 GONE = Reject("read", "unreadable", "no longer there, or changed since it was listed")
 
 
 def open_store(url: str, *, timeout_s: float = 60.0, attempts: int = 5) -> ObjectStore:
     """The store of ``s3://bucket/prefix``, ``gs://bucket/prefix`` or ``az://account/container/prefix``.
 
-    Raises :class:`RecipeError` for anything else.
+    With more than one of ``attempts`` its client tries again by itself. Raises :class:`RecipeError` for anything else.
     """
     scheme = url.partition("://")[0]
     if scheme not in CREDENTIALS:
@@ -97,9 +107,10 @@ class StoreSource:
     _store: ObjectStore = field(init=False, repr=False, compare=False)
     _archives: Archives = field(init=False, repr=False, compare=False)
     _ahead: ReadAhead = field(init=False, repr=False, compare=False)
+    _stop: threading.Event = field(default_factory=threading.Event, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        store = open_store(self.url, timeout_s=self.timeout_s, attempts=self.attempts)
+        store = open_store(self.url, timeout_s=self.timeout_s, attempts=1)  # it tries again here
         object.__setattr__(self, "_store", store)
         object.__setattr__(self, "_archives", Archives(self.scratch))
         object.__setattr__(self, "_ahead", ReadAhead(self.read, self.requests, self.ahead_bytes))
@@ -123,8 +134,10 @@ class StoreSource:
 
     def close(self) -> None:
         """Forget what was read ahead, and what is temporary."""
+        self._stop.set()
         self._ahead.close()
         self._archives.close()
+        self._stop.clear()
 
     def blobs(self, series: Series, only: frozenset[str] | None = None) -> Iterator[Blob]:
         """The objects of a series."""
@@ -155,38 +168,42 @@ class StoreSource:
         return buffer.getvalue() if buffer.tell() == wanted else GONE
 
     def _fetch(self, key: str, file: IO[bytes], limit: int | None, changed_ns: int | None = None) -> Reject | None:
-        """Write an object, or its first ``limit`` bytes, to ``file``; None when it is whole.
+        """Write an object, or its first ``limit`` bytes, to ``file``; None when it is whole."""
 
-        Requests that fail are tried again by the store's client; a body that breaks off, here.
-        """
-        last = GONE
-        for attempt in range(self.attempts):
-            if attempt:
-                time.sleep(PAUSE_S * 2**attempt * random.uniform(0.5, 1.5))
+        def attempt() -> Reject | None:
             file.seek(0)
             file.truncate()
-            try:
-                found = obstore.get(self._store, key, options=None if limit is None else {"range": (0, limit)})
-            except (BaseError, FileNotFoundError, PermissionError) as error:
-                return _missed(error)
+            found = obstore.get(self._store, key, options=None if limit is None else {"range": (0, limit)})
             if changed_ns is not None and _changed_ns(found.meta) != changed_ns:
                 return GONE
+            for chunk in found.stream(min_chunk_size=CHUNK_BYTES):
+                file.write(chunk)
+            return None
+
+        try:
+            return self._tried(attempt)
+        except (BaseError, FileNotFoundError, PermissionError, TimeoutError) as error:
+            return _why_not_read(error, self.timeout_s)
+
+    def _tried(self, attempt: Callable[[], T]) -> T:
+        """What an attempt gives; tried again, after a while, when the store's answer leaves hope. Raises its last error."""
+        failures = 0
+        while True:
             try:
-                for chunk in found.stream(min_chunk_size=CHUNK_BYTES):
-                    file.write(chunk)
-                return None
-            except BaseError as error:
-                last = _missed(error)
-        return last
+                return attempt()
+            except (BaseError, FileNotFoundError, PermissionError, TimeoutError) as error:
+                failures += 1
+                final = isinstance(error, FINAL) or missed(error, self.timeout_s).final
+                if final or failures >= self.attempts or self._stop.wait(PATIENCE.pause_s(failures, None)):
+                    raise
 
     def _listed(self) -> list[tuple[str, int, int]]:
         """Key below the prefix, size, and time of change (ns) of every object; markers of folders left out."""
         try:
-            found = [
-                (meta["path"], meta["size"], _changed_ns(meta)) for page in obstore.list(self._store) for meta in page
-            ]
+            metas = self._tried(lambda: [meta for page in obstore.list(self._store) for meta in page])
         except (BaseError, OSError) as error:
             raise RecipeError(f"{self.url}: {_why_not_listed(error)}") from None
+        found = [(meta["path"], meta["size"], _changed_ns(meta)) for meta in metas]
         folders = {key[:at] for key, _, _ in found for at in range(len(key)) if key[at] == "/"}
         found = [item for item in found if item[0] and not (item[1] == 0 and item[0] in folders)]
         if not found:
@@ -260,11 +277,12 @@ def _changed_ns(meta: ObjectMeta) -> int:
     return int(meta["last_modified"].timestamp() * 1e9)
 
 
-def _missed(error: Exception) -> Reject:
-    if isinstance(error, (FileNotFoundError, NotFoundError)):
+def _why_not_read(error: Exception, timeout_s: float) -> Reject:
+    why = missed(error, timeout_s)
+    if isinstance(error, (FileNotFoundError, NotFoundError)) or why.status == 404:
         return GONE
-    denied = isinstance(error, PermissionError) or "denied" in type(error).__name__.lower()
-    return Reject("read", "fetch_failed", "access denied" if denied else type(error).__name__)
+    denied = isinstance(error, DENIED) or why.status in (401, 403)
+    return Reject("read", "fetch_failed", "access denied" if denied else why.detail)
 
 
 def _why_not_listed(error: Exception) -> str:
@@ -277,72 +295,3 @@ def _why_not_listed(error: Exception) -> str:
     if type(error).__name__ == "InvalidPathError":
         return "an object's name cannot be read ('..' or an empty part in its path); rename it or choose another prefix"
     return "the store does not answer; check the address, AWS_ENDPOINT_URL and the network"
-
-
-class ReadAhead:
-    """Reads objects before they are asked for, in the order in which they will be.
-
-    At most ``requests`` at once, and no more than ``ahead_bytes`` read or being read and not yet taken (one object is
-    always allowed). For one consumer: :meth:`take` is called from one thread.
-    """
-
-    def __init__(self, read: Callable[[ObjectRef], bytes | Reject], requests: int, ahead_bytes: int) -> None:
-        self._read = read
-        self._requests = requests
-        self._free = self._ahead_bytes = ahead_bytes
-        self._pool: ThreadPoolExecutor | None = None
-        self._queue: deque[ObjectRef] = deque()
-        self._flying: dict[str, tuple[int, Future[bytes | Reject]]] = {}
-
-    def expect(self, refs: Sequence[ObjectRef], *, first: bool = False) -> None:
-        """Add what will be asked for, after what is expected already, or before it. What is being read stays so."""
-        if first:
-            wanted = {ref.location for ref in refs}
-            rest = [ref for ref in self._queue if ref.location not in wanted]
-            self._queue = deque([ref for ref in refs if ref.location not in self._flying] + rest)
-        else:
-            known = self._flying.keys() | {ref.location for ref in self._queue}
-            self._queue.extend(ref for ref in refs if ref.location not in known)
-        self._fill()
-
-    def forget(self, refs: Sequence[ObjectRef]) -> None:
-        """Take back that these will be asked for."""
-        gone = {ref.location for ref in refs}
-        self._queue = deque(ref for ref in self._queue if ref.location not in gone)
-        for location in gone & self._flying.keys():
-            self._drop(location)
-
-    def take(self, ref: ObjectRef) -> bytes | Reject:
-        """The object's bytes: as soon as they are there where they were expected, else read now."""
-        if ref.location not in self._flying:
-            self._queue = deque(other for other in self._queue if other.location != ref.location)
-            return self._read(ref)
-        _, future = self._flying[ref.location]
-        data = future.result()
-        self._drop(ref.location)
-        self._fill()
-        return data
-
-    def close(self) -> None:
-        """Forget everything; what is being read is waited for and dropped."""
-        self._queue.clear()
-        for location in list(self._flying):
-            self._drop(location)
-        if self._pool is not None:
-            self._pool.shutdown(wait=True, cancel_futures=True)
-            self._pool = None
-
-    def _drop(self, location: str) -> None:
-        size, future = self._flying.pop(location)
-        future.cancel()
-        self._free += size
-
-    def _fill(self) -> None:
-        while self._queue and (self._queue[0].size_bytes <= self._free or not self._flying):
-            if len(self._flying) >= 4 * self._requests:
-                return  # many small objects: they need no more than keeps the readers busy
-            ref = self._queue.popleft()
-            if self._pool is None:
-                self._pool = ThreadPoolExecutor(self._requests, thread_name_prefix="lumid-read")
-            self._free -= ref.size_bytes
-            self._flying[ref.location] = ref.size_bytes, self._pool.submit(self._read, ref)

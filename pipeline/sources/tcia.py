@@ -25,7 +25,7 @@ from lumid.catalog.lock import LOCK
 from lumid.catalog.schema import MODALITIES
 from lumid.pipeline.archives import DAMAGED, ArchiveMember, base_name, list_zip
 from lumid.pipeline.download import Downloader, Patience, Wanted
-from lumid.pipeline.nbia import NLST, ListedSeries, Nbia, read_manifest
+from lumid.pipeline.nbia import NLST, UNKNOWN_COLLECTION, ListedSeries, Nbia, read_manifest
 from lumid.pipeline.recipe import FetchSettings, TciaSettings
 from lumid.pipeline.reject import Reject
 from lumid.pipeline.sources import Blob, ObjectRef, Series
@@ -34,7 +34,6 @@ SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 MD5_LIST = re.compile(r"md5.*\.csv", re.IGNORECASE)
 NO_OBJECT = re.compile(r"license.*|.*\.(csv|txt|html|pdf)", re.IGNORECASE)
 """What the archive puts beside the objects: the licence's text, and lists."""
-UNKNOWN_COLLECTION = "tcia"
 
 
 # ---- the plan

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import boto3
 import pytest
@@ -19,7 +20,8 @@ from lumid.dags.progress import BuildProgress
 from lumid.pipeline.lock import LOCK
 from lumid.pipeline.recipe import FetchSettings, IdcSettings, Recipe
 from lumid.pipeline.reject import Reject
-from lumid.pipeline.sources import Provenance, Series
+from lumid.pipeline.sources import Provenance, Series, idc
+from lumid.pipeline.sources.buckets import Prefix
 from lumid.pipeline.sources.idc import IdcSource
 from tests.dicom import as_bytes, gradient, image
 
@@ -94,8 +96,67 @@ def test_a_series_that_is_not_what_was_planned_is_one_reject(
 
 def test_nobody_there_is_a_reject_within_bounds() -> None:
     (blob,) = IdcSource(settings("http://127.0.0.1:9")).blobs(series("whole", 6, f"s3://{BUCKET}/whole/"))
-    assert isinstance(blob.data, Reject)
-    assert (blob.data.code, blob.objects) == ("fetch_failed", 6)
+    assert blob.data == Reject("fetch", "fetch_failed", "listing: cannot connect")
+    assert blob.objects == 6
+
+
+def test_what_cannot_be_asked_has_its_own_words(endpoint: str, client: object) -> None:
+    whole = series("whole", 6, f"s3://{BUCKET}/whole/")
+    elsewhere = series("whole", 6, "s3://no-such-bucket/whole/")
+    for source, one, detail in (
+        (IdcSource(settings(endpoint)), elsewhere, "listing: no such bucket"),
+        (IdcSource(settings(endpoint)), series("whole", 6), "the lock names no address"),
+        (IdcSource(settings(endpoint, offline=True)), whole, "offline"),
+    ):
+        source.prefetch([one])
+        assert [blob.data for blob in source.blobs(one)] == [Reject("fetch", "fetch_failed", detail)]
+        source.close()
+
+
+ODD = ("a b+c.dcm", "50%2F.dcm", "ü—.dcm", "sub/x.dcm")
+
+
+@pytest.mark.parametrize("quick_bytes", [idc.QUICK_BYTES, 0], ids=["obstore", "http"])
+def test_names_are_asked_for_as_they_are(
+    quick_bytes: int, endpoint: str, client: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both ways to an object spell its key alike."""
+    data = {name: f"content of {number}".encode() for number, name in enumerate(ODD)}
+    for name, content in data.items():
+        client.put_object(Bucket=BUCKET, Key=f"odd/{name}", Body=content, ACL="public-read")
+    monkeypatch.setattr(idc, "QUICK_BYTES", quick_bytes)
+    one = series("odd", len(data), f"s3://{BUCKET}/odd/")
+    source = IdcSource(settings(endpoint))
+    found = {blob.ref.source_id: blob.data for blob in source.blobs(one)}
+    source.close()
+    assert found == {f"odd/{name}": content for name, content in data.items()}
+
+
+def test_plain_addresses_of_objects() -> None:
+    fetch = FetchSettings()
+    amazon, google = Prefix.of("s3://idc-open-data/u/", fetch), Prefix.of("gs://public-datasets-idc/u/", fetch)
+    assert amazon.address("i.dcm") == "https://s3.amazonaws.com/idc-open-data/u/i.dcm"
+    assert google.address("i.dcm") == "https://storage.googleapis.com/public-datasets-idc/u/i.dcm"
+
+
+def test_an_object_in_several_parts_is_held_against_its_size(endpoint: str, client: Any) -> None:
+    """Its ETag is not an MD5 of the content."""
+    data = bytes(range(256)) * 24 * 1024
+    upload = client.create_multipart_upload(Bucket=BUCKET, Key="parts/a.dcm", ACL="public-read")["UploadId"]
+    cut = 5 << 20
+    tags = [
+        client.upload_part(Bucket=BUCKET, Key="parts/a.dcm", UploadId=upload, PartNumber=number, Body=piece)["ETag"]
+        for number, piece in ((1, data[:cut]), (2, data[cut:]))
+    ]
+    parts = [{"ETag": tag, "PartNumber": number} for number, tag in enumerate(tags, 1)]
+    client.complete_multipart_upload(
+        Bucket=BUCKET, Key="parts/a.dcm", UploadId=upload, MultipartUpload={"Parts": parts}
+    )
+    assert "-" in client.head_object(Bucket=BUCKET, Key="parts/a.dcm")["ETag"]
+    source = IdcSource(settings(endpoint))
+    (blob,) = source.blobs(series("parts", 1, f"s3://{BUCKET}/parts/"))
+    source.close()
+    assert blob.data == data
 
 
 def test_a_build_from_a_lock_keeps_what_came_and_accounts_for_what_did_not(

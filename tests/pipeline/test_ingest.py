@@ -17,14 +17,13 @@ from lumid.pipeline.batches import Batch, make_batches
 from lumid.pipeline.decode import quiet_libraries
 from lumid.pipeline.ingest import BatchResult, assign_split, ingest
 from lumid.pipeline.pack import (
-    PartFiles,
     build_index,
     pack_shard,
     plan_catalog,
     plan_shards,
     write_catalog_chunk,
-    write_part,
 )
+from lumid.pipeline.parts import PartFiles, write_part
 from lumid.pipeline.recipe import Recipe, SelectSettings, SplitSettings, make_recipe
 from lumid.pipeline.reject import Reject
 from lumid.pipeline.scan import group_series, listing_hash, scan
@@ -84,10 +83,13 @@ def test_every_frame_of_a_multi_frame_object_is_a_sample(tmp_path: Path) -> None
         np.testing.assert_array_equal(decode(sample.image, "png"), np.clip(frames[sample.row.frame], 0, 4095))
 
 
-def test_samples_are_sorted_by_key_and_the_key_is_that_of_the_instance(tmp_path: Path) -> None:
+def test_a_part_is_sorted_by_key_and_the_key_is_that_of_the_instance(tmp_path: Path) -> None:
+    (tmp_path / "source").mkdir()
     for number in range(12):
-        write(tmp_path, f"f{number}", SOPInstanceUID=f"1.2.{number}")
-    keys = [sample.row.key for sample in run(tmp_path).samples]
+        write(tmp_path / "source", f"f{number}", SOPInstanceUID=f"1.2.{number}")
+    files = PartFiles(tmp_path, "part")
+    write_part(files, run(tmp_path / "source"), 1.0)
+    keys = pq.read_table(files.rows)["key"].to_pylist()
     assert keys == sorted(KEYER.key(f"1.2.{number}", 0) for number in range(12))
 
 

@@ -2,126 +2,61 @@
 
 from __future__ import annotations
 
-import gzip
-import hashlib
 import io
 import random
-import tarfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 
-import cv2
 import numpy as np
 import pydicom
 import pytest
 
 from lumid.catalog.errors import RecipeError
-from lumid.catalog.keys import PUBLIC_SECRET, Keyer
 from lumid.catalog.lock import LOCK
+from lumid.catalog.schema import LABELS
 from lumid.pipeline.archives import tar_members
 from lumid.pipeline.decode import FrameHeader
 from lumid.pipeline.deidentify import acquisition, identify, text_risk
-from lumid.pipeline.download import Patience
 from lumid.pipeline.lock import series_of
-from lumid.pipeline.nih_index import HOME, age_string, missing_tables, read_tables
-from lumid.pipeline.recipe import FetchSettings, NihSettings
+from lumid.pipeline.nih_index import (
+    FINDINGS,
+    HOME,
+    Count,
+    age_string,
+    count_xrays,
+    missing_tables,
+    read_tables,
+    tables_hash,
+)
+from lumid.pipeline.plan import plan
+from lumid.pipeline.recipe import FetchSettings, NihSettings, Recipe, SampleSettings
 from lumid.pipeline.reject import Reject
-from lumid.pipeline.sources import Blob, Series, Source
-from lumid.pipeline.sources.nih import ARCHIVES, NihArchive, NihSource, plan_nih, read_png
+from lumid.pipeline.sample import draw_sample
+from lumid.pipeline.sources import Blob, Source, open_source
+from lumid.pipeline.sources.nih import ARCHIVES, NihSource, Pin, check_tables, plan_nih, read_png
+from tests.fake_nih import (
+    FIRST,
+    HEADER,
+    KEYER,
+    QUICK,
+    SECOND,
+    SMALL,
+    TABLE,
+    Nih,
+    described,
+    grey,
+    png,
+    tar_gz,
+    write_tables,
+)
 from tests.servers import Fault, Server, status
-
-KEYER = Keyer(PUBLIC_SECRET)
-QUICK = Patience(first_wait_s=0.01, longest_wait_s=0.02, progress_bytes=1 << 30)
-
-HEADER = (
-    "Image Index,Finding Labels,Follow-up #,Patient ID,Patient Age,Patient Gender,View Position,"
-    "OriginalImage[Width,Height],OriginalImagePixelSpacing[x,y],\n"
-)
-TABLE = HEADER + (
-    "00000001_000.png,Cardiomegaly,0,1,57,M,PA,2682,2749,0.143,0.143,\n"
-    "00000001_001.png,Cardiomegaly|Emphysema,1,1,58,M,PA,2894,2729,0.143,0.143,\n"
-    "00000002_000.png,No Finding,0,2,80,F,AP,2500,2048,0.168,0.171,\n"
-    "00000003_000.png,Pleural_Thickening|Hernia,0,3,412,F,PA,2582,2991,0.143,0.143,\n"
-    "00000004_000.png,Mass,0,4,,X,LL,,,,,\n"
-)
-NAMES = [line.split(",")[0] for line in TABLE.splitlines()[1:]]
-
-
-def grey(seed: int, rows: int = 32, columns: int = 32) -> np.ndarray:
-    return np.random.default_rng(seed).integers(0, 256, (rows, columns), np.uint8)
-
-
-def png(pixels: np.ndarray) -> bytes:
-    return cv2.imencode(".png", pixels)[1].tobytes()
-
-
-def rgba(pixels: np.ndarray) -> np.ndarray:
-    return np.dstack([pixels, pixels, pixels, np.full_like(pixels, 255)])
-
-
-def tar_gz(*members: tuple[str, bytes]) -> bytes:
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w") as archive:
-        folder = tarfile.TarInfo("images")
-        folder.type = tarfile.DIRTYPE
-        archive.addfile(folder)
-        for name, data in members:
-            info = tarfile.TarInfo(f"images/{name}")
-            info.size = len(data)
-            archive.addfile(info, io.BytesIO(data))
-    return gzip.compress(buffer.getvalue(), mtime=0)
-
-
-FIRST = tar_gz(
-    ("00000001_000.png", png(grey(1))),
-    ("00000001_001.png", png(rgba(grey(2)))),
-    ("00000002_000.png", png(grey(3, rows=16))),
-)
-SECOND = tar_gz(
-    ("00000004_000.png", png(grey(5))),
-    ("00000003_000.png", png(grey(4))),
-    ("00000099_000.png", png(grey(6))),
-    ("README.txt", b"DOE^JANE"),
-)
-
-
-def described(name: str, file: str, data: bytes) -> NihArchive:
-    return NihArchive(name, file, hashlib.md5(data).hexdigest(), len(data))
-
-
-SMALL = (described("images_001.tar.gz", "aa.gz", FIRST), described("images_002.tar.gz", "bb.gz", SECOND))
-
-
-@dataclass
-class Nih:
-    server: Server
-    folder: Path
-    archives: tuple[NihArchive, ...] = SMALL
-
-    def settings(self, **values: object) -> NihSettings:
-        return NihSettings.model_validate({"path": str(self.folder), "archives": (1, 2)} | values)
-
-    def fetch(self, **values: object) -> FetchSettings:
-        base = {"nih_url": self.server.url + "/static", "attempts": 3, "timeout_s": 0.5}
-        return FetchSettings.model_validate(base | values)
-
-    def series(self) -> list[Series]:
-        """By the archives' names."""
-        lock = plan_nih(self.settings(), self.fetch(), KEYER, self.archives)
-        return sorted(series_of(lock, 0), key=lambda one: one.location)
-
-    def source(self, **values: object) -> NihSource:
-        return NihSource(self.settings(**values), self.fetch(), KEYER, patience=QUICK)
 
 
 @pytest.fixture
 def nih(tmp_path: Path) -> Iterator[Nih]:
     folder = tmp_path / "nih"
-    folder.mkdir()
-    (folder / "Data_Entry_2017_v2020.csv").write_text(TABLE)
-    (folder / "train_val_list.txt").write_text("00000001_000.png\n00000001_001.png\n00000004_000.png")
-    (folder / "test_list.txt").write_text("00000002_000.png\n00000003_000.png\n")
+    write_tables(folder)
     with Server({"/static/aa.gz": FIRST, "/static/bb.gz": SECOND}) as server:
         yield Nih(server, folder)
 
@@ -163,7 +98,7 @@ def test_every_image_becomes_an_object(nih: Nih) -> None:
     first, _ = nih.series()
     blobs = list(as_protocol.blobs(first))
     assert [blob.ref.source_id for blob in blobs] == ["00000001_000.png", "00000001_001.png", "00000002_000.png"]
-    assert [blob.labels for blob in blobs] == [("Cardiomegaly",), ("Cardiomegaly", "Emphysema"), ()]
+    assert [blob.labels for blob in blobs] == [("Cardiomegaly",), ("Cardiomegaly", "Emphysema"), ("No Finding",)]
     assert [blob.split for blob in blobs] == [None, None, "benchmark"]
     for blob, pixels in zip(blobs, (grey(1), grey(2), grey(3, rows=16)), strict=True):
         dataset = dicom(blob)
@@ -236,11 +171,139 @@ def test_only_what_is_asked_for(nih: Nih) -> None:
 
 
 def test_whole_patients_can_be_left_out(nih: Nih) -> None:
-    wanted = KEYER.pseudonym("patient", "nih_chest_xray", "1")
-    source = NihSource(nih.settings(), nih.fetch(), KEYER, keep_patient=lambda one: one == wanted, patience=QUICK)
     first, second = nih.series()
-    assert [blob.ref.source_id for blob in source.blobs(first)] == ["00000001_000.png", "00000001_001.png"]
-    assert all(isinstance(blob.data, Reject) for blob in source.blobs(second)), "of nobody it is known not to be"
+
+    def kept(*patients: str) -> list[str]:
+        wanted = {KEYER.pseudonym("patient", "nih_chest_xray", one) for one in patients}
+        source = NihSource(nih.settings(), nih.fetch(), KEYER, keep_patient=wanted.__contains__, patience=QUICK)
+        return [blob.ref.source_id.split("/")[-1][:8] for one in (first, second) for blob in source.blobs(one)]
+
+    *listed, nobodys = kept("1")
+    assert listed == ["00000001", "00000001"]
+    assert nobodys not in ("00000003", "00000004", "00000099"), "the file that is of no patient stays"
+    assert kept("3", "99") == ["00000003", "00000099", nobodys], (
+        "an image that no table lists has a patient in its name"
+    )
+
+
+def test_a_sample_is_drawn_as_in_any_other_archive(nih: Nih) -> None:
+    """By the pseudonym that the rows will have, so that the sample of a fraction holds that of a smaller one."""
+    numbers = [str(number) for number in range(1, 5)]
+    draws = {
+        one: KEYER.fraction("sample", "7", "nih_chest_xray", KEYER.pseudonym("patient", "nih_chest_xray", one))
+        for one in numbers
+    }
+    order = sorted(numbers, key=lambda one: draws[one])
+    for count, one in enumerate(order):
+        for fraction, wanted in ((draws[one], order[:count]), (draws[one] + 1e-9, order[: count + 1])):
+            recipe = Recipe(
+                name="xrays", sources=(nih.settings(),), fetch=nih.fetch(), sample=SampleSettings(fraction=fraction, seed=7)
+            )  # fmt: skip
+            source = open_source(recipe, 0, KEYER)
+            found = {
+                str(int(blob.ref.source_id[:8]))
+                for series in nih.series()
+                for blob in source.blobs(series)
+                if blob.labels is not None
+            }
+            assert found == set(wanted), (fraction, draws)
+
+
+def test_the_draw_leaves_all_archives_in_and_a_limit_takes_whole_ones() -> None:
+    lock = plan_nih(NihSettings(), FetchSettings(), KEYER)
+    assert draw_sample(lock, SampleSettings(fraction=0.001), KEYER).equals(lock)
+    before: set[str] = set()
+    for max_gb in (1, 5, 20, 44, 45):
+        held = draw_sample(lock, SampleSettings(max_gb=max_gb), KEYER)
+        assert sum(held["bytes"].to_pylist()) <= max_gb * 1e9
+        assert before <= set(held["location"].to_pylist())
+        before = set(held["location"].to_pylist())
+    assert len(before) == 12
+
+
+# ---- the tables
+
+
+def test_tables_that_are_there_are_pinned(nih: Nih) -> None:
+    lock = plan_nih(nih.settings(), nih.fetch(), KEYER, SMALL)
+    pins = [Pin.parse(location) for location in lock["location"].to_pylist()]
+    assert {(pin.name, pin.md5) for pin in pins} == {(one.name, one.md5) for one in SMALL}
+    assert {pin.tables for pin in pins} == {tables_hash(nih.folder)}
+    assert [str(pin) for pin in pins] == lock["location"].to_pylist()
+    bare = plan_nih(nih.settings(path=str(nih.folder / "none")), nih.fetch(), KEYER, SMALL)
+    assert {Pin.parse(location).tables for location in bare["location"].to_pylist()} == {None}
+    assert lock["series"].equals(bare["series"])
+    assert not set(lock["digest"].to_pylist()) & set(bare["digest"].to_pylist()), "they are not the same inputs"
+    (nih.folder / "BBox_List_2017.csv").write_text("Image Index,Finding Label,Bbox [x,y,w,h],,,\n")
+    assert plan_nih(nih.settings(), nih.fetch(), KEYER, SMALL).equals(lock), "nothing of a data set depends on that one"
+
+
+@pytest.mark.parametrize("file", ["Data_Entry_2017_v2020.csv", "train_val_list.txt", "test_list.txt"])
+def test_other_tables_than_the_pinned_ones_are_refused_before_anything_is_fetched(nih: Nih, file: str) -> None:
+    series = nih.series()
+    unpinned = [replace(one, location=str(replace(Pin.parse(one.location), tables=None))) for one in series]
+    check_tables(nih.settings(), series)
+    with (nih.folder / file).open("a") as table:
+        table.write("\n")
+    source = nih.source()
+    for refused in (
+        lambda: source.prefetch(series),
+        lambda: next(source.blobs(series[0])),
+        lambda: check_tables(nih.settings(), series),
+    ):
+        with pytest.raises(RecipeError, match=r"not those that the lock pins; .* lumid plan RECIPE"):
+            refused()
+    assert nih.server.log == []
+    check_tables(nih.settings(), unpinned)
+    assert len(list(source.blobs(unpinned[0]))) == 3, "what was planned without tables takes those that are there"
+    (nih.folder / file).unlink()
+    with pytest.raises(RecipeError, match="by hand"):
+        check_tables(nih.settings(), unpinned)
+
+
+def test_a_table_that_says_nothing_of_an_image_is_not_one_without_findings(nih: Nih) -> None:
+    write_tables(nih.folder, TABLE.replace(",Mass,", ",,").replace("Pleural_Thickening|Hernia", "Hernia|No Finding"))
+    labels = {name: one.labels for name, one in read_tables(nih.folder).items()}
+    assert labels["00000004_000.png"] is None
+    assert labels["00000003_000.png"] == ("Hernia",)
+    assert labels["00000002_000.png"] == ("No Finding",)
+    assert len(FINDINGS) == 14
+    assert {*FINDINGS, "No Finding"} == set(LABELS)
+
+
+def test_a_plan_counts_what_it_can(nih: Nih) -> None:
+    def counted(archives: int, settings: NihSettings | None = None, **sample: float) -> tuple[Count, str]:
+        made, notes = count_xrays(
+            settings or nih.settings(), SampleSettings.model_validate(sample), KEYER, archives, 45_000_000_000
+        )
+        return made, " / ".join(notes)
+
+    count, notes = counted(12)
+    assert count == Count(30_805, 112_120, 0, 0)
+    assert "list 5 images, 2 of the official test list, held out" in notes
+    assert "not held out" in counted(12, nih.settings(benchmark="include"))[1]
+    draws = sorted(KEYER.fraction("sample", "0", "nih_chest_xray", KEYER.pseudonym("patient", "nih_chest_xray", str(one)))
+                   for one in range(1, 5))  # fmt: skip
+    count, notes = counted(12, fraction=draws[2])
+    assert (count.patients, count.uncounted) == (2, 0)
+    assert "all 12 archives (45 GB) are fetched" in notes
+    count, notes = counted(2)
+    assert (count.patients, count.slices, count.uncounted, count.uncounted_bytes) == (None, None, 2, 45_000_000_000)
+    assert "known when it is read" in notes
+    assert "1 of 2" in counted(1, max_gb=4.0)[1]
+    missing = nih.settings(path=str(nih.folder / "none"))
+    count, notes = counted(12, missing, fraction=0.1)
+    assert (count.patients, count.slices, count.uncounted_bytes) == (None, None, 4_500_000_000)
+    for words in (
+        *(name for name in ("Data_Entry_2017_v2020.csv", "train_val_list.txt", "test_list.txt")),
+        HOME,
+        missing.path,
+    ):
+        assert words in notes
+    assert "pins them only when they are there" in notes
+    made = plan(Recipe(name="xrays", sources=(missing,), sample=SampleSettings(max_gb=1.0)))
+    assert (made.collections, made.lock.num_rows) == ((), 0)
+    assert any("max_gb leaves none of its archives" in note for note in made.notes)
 
 
 def test_the_test_list_can_be_included(nih: Nih) -> None:
@@ -304,14 +367,35 @@ def test_archives_in_the_folder_are_used(nih: Nih) -> None:
     assert (nih.folder / "images_002.tar.gz").read_bytes() == SECOND
 
 
-def test_offline_takes_what_is_there(nih: Nih) -> None:
+ABSENT = Reject("fetch", "fetch_failed", "not in the cache, and --offline was given")
+
+
+@pytest.mark.parametrize("ahead", [False, True])
+def test_offline_takes_what_is_there_and_asks_nobody(nih: Nih, ahead: bool) -> None:
     (nih.folder / "images_001.tar.gz").write_bytes(FIRST)
     source = NihSource(nih.settings(), nih.fetch(offline=True), KEYER)
     first, second = nih.series()
+    if ahead:
+        source.prefetch([first, second])
     assert len(list(source.blobs(first))) == 3
-    assert [blob.data for blob in source.blobs(second)] == [
-        Reject("fetch", "fetch_failed", "offline, and not there yet")
-    ]
+    assert [blob.data for blob in source.blobs(second)] == [ABSENT]
+    (nih.folder / "images_002.tar.gz").write_bytes(SECOND[:-1])
+    source.close()
+    assert [blob.data for blob in source.blobs(second)] == [ABSENT], "not whole is not there"
+    source.close()
+    assert nih.server.log == []
+
+
+def test_what_was_tried_ahead_is_not_tried_again(nih: Nih) -> None:
+    nih.server.faults["*"] = [status(500)]
+    source = nih.source()
+    first, _ = nih.series()
+    source.prefetch([first])
+    assert [blob.data for blob in source.blobs(first)] == [Reject("fetch", "fetch_failed", "HTTP 500")]
+    assert len(nih.server.log) == 3
+    source.close()
+    nih.server.faults.clear()
+    assert len(list(source.blobs(first))) == 3, "but a later reading is a new one"
 
 
 def test_archives_are_fetched_ahead_and_broken_off(nih: Nih) -> None:

@@ -1,0 +1,82 @@
+"""What a build and a repair begin with: a folder for this process alone, and the recipe's sources."""
+
+from __future__ import annotations
+
+import fcntl
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pyarrow as pa
+
+from lumid.catalog.errors import LumidError
+from lumid.catalog.layout import Layout
+from lumid.dags.status import write_state
+from lumid.pipeline.lock import series_of
+from lumid.pipeline.rawcache import check_cache
+from lumid.pipeline.recipe import AnySource, FolderSettings, NihSettings, PydicomSettings, Recipe, make_keyer
+from lumid.pipeline.sources import ListedSource, open_listed
+from lumid.pipeline.sources.nih import check_tables
+
+
+def check_fetching(recipe: Recipe, out: Path, pinned: pa.Table | None) -> None:
+    """What can be known of the archives before anything is fetched: the cache's place, and tables that have to be there.
+
+    ``pinned``: the lock's rows, where something is pinned already. Raises
+    :class:`~lumid.catalog.errors.RecipeError`.
+    """
+    check_cache(recipe, out, pinned=pinned is not None)
+    for number, settings in enumerate(recipe.sources):
+        if isinstance(settings, NihSettings) and pinned is not None and (series := series_of(pinned, number)):
+            check_tables(settings, series)
+
+
+@contextmanager
+def claimed(layout: Layout, recipe: Recipe) -> Iterator[None]:
+    """The work folder for this process alone; what a killed process left half-written is swept away.
+
+    Raises :class:`LumidError` when another process has it.
+    """
+    layout.parts.mkdir(parents=True, exist_ok=True)
+    with (layout.work / "running").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise LumidError(f"{layout.root}: another lumid is building here; see `lumid status`") from None
+        for leftover in layout.work.rglob(".*.tmp"):
+            leftover.unlink(missing_ok=True)
+        if not layout.state.is_file():
+            write_state(layout, recipe_name=recipe.name, recipe_hash=recipe.hash(), phase="scan", batches=0)
+        yield
+
+
+def open_listed_sources(recipe: Recipe, scratch: Path | None) -> dict[int, ListedSource]:
+    """The sources that have to be looked through, by their number in the recipe.
+
+    Those that have to be filled by hand and are not there are left out. Raises
+    :class:`~lumid.catalog.errors.RecipeError` for any other that is not there.
+    """
+    keyer = make_keyer(recipe.deid)
+    return {
+        number: open_listed(settings, recipe, keyer, scratch)
+        for number, settings in enumerate(recipe.sources)
+        if isinstance(settings, FolderSettings | PydicomSettings) and not _awaited(settings)
+    }
+
+
+def _awaited(settings: FolderSettings | PydicomSettings) -> bool:
+    """Whether a folder has to be filled by hand and is not there: a plan says from where; a build leaves it out."""
+    if not isinstance(settings, FolderSettings) or not settings.by_hand or "://" in settings.path:
+        return False
+    return not Path(settings.path).is_dir()
+
+
+def reads_remotely(recipe: Recipe) -> bool:
+    """Whether any source has to be waited for: then the next batch's bytes should arrive while one is processed."""
+    return any(_is_remote(settings) for settings in recipe.sources)
+
+
+def _is_remote(settings: AnySource) -> bool:
+    if isinstance(settings, FolderSettings):
+        return "://" in settings.path and not settings.path.startswith("file:")
+    return not isinstance(settings, PydicomSettings)

@@ -1,0 +1,130 @@
+"""The second stage of a build: every batch becomes a part, on some worker of a Dask cluster."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from dataclasses import replace
+from itertools import zip_longest
+from pathlib import Path
+
+from distributed import Client
+
+from lumid.catalog.layout import Layout
+from lumid.dags.planning import Plan
+from lumid.dags.progress import BuildProgress
+from lumid.dags.tasks import Failure, guarded, run_tasks
+from lumid.dags.turns import share, turn
+from lumid.pipeline.batches import Batch
+from lumid.pipeline.ingest import BatchResult, ingest
+from lumid.pipeline.parts import PartAccount, PartFiles, choose, finished_parts, read_account, write_part
+from lumid.pipeline.recipe import Recipe, make_keyer
+from lumid.pipeline.sources import open_source
+
+
+def ingest_batches(client: Client, recipe: Recipe, plan: Plan, layout: Layout, progress: BuildProgress) -> float:
+    """Every batch has a part when this returns; the seconds that workers spent on them.
+
+    Of batches whose part exists, what was not fetched is tried once more.
+    """
+    missing: list[Batch] = []
+    earlier: list[PartAccount] = []
+    for batch in plan.batches:
+        done = choose([[files] for files in finished_parts(layout.parts, batch.id)])
+        accounts = [read_account(files) for files in done]
+        again = _unfetched(batch, accounts) if done else batch
+        if again is not None:
+            missing.append(again)
+        earlier += accounts
+    progress.begin_ingest(plan.batches, earlier)
+    seconds = sum(account.seconds for account in earlier)
+    tasks = [(batch.id, ingest_task, (recipe, batch, layout.parts, layout.unpacked)) for batch in missing]
+    batch_of = {batch.id: batch for batch in missing}
+    for name, account in run_tasks(
+        client, tasks, on_killed=lambda name: _isolate(client, recipe, batch_of[name], layout)
+    ):
+        seconds += account.seconds
+        progress.ingested(batch_of[name], account)
+    return seconds
+
+
+def _unfetched(batch: Batch, accounts: list[PartAccount]) -> Batch | None:
+    """The batch's series that the archive did not give whole, as a batch of their own."""
+    lost = frozenset().union(*(account.unfetched for account in accounts))
+    series = tuple(one for one in batch.series if one.lock_row in lost)
+    return replace(batch, id=f"{batch.id}-{len(accounts)}", series=series) if series else None
+
+
+def built_parts(plan: Plan, layout: Layout) -> list[list[PartFiles]]:
+    """All parts of a plan's batches, by how often they were tried."""
+    tried = [finished_parts(layout.parts, batch.id) for batch in plan.batches]
+    return [[files for files in generation if files is not None] for generation in zip_longest(*tried)]
+
+
+def ingest_task(
+    recipe: Recipe, batch: Batch, parts: Path, scratch: Path, poisoned: frozenset[str] = frozenset()
+) -> PartAccount | Failure:
+    """A batch, on a worker: ingested, and written as a part."""
+
+    def work() -> PartAccount:
+        started = time.monotonic()
+        result = _ingest(recipe, batch, scratch, poisoned)
+        return write_part(PartFiles(parts, batch.id), result, time.monotonic() - started)
+
+    return guarded(work, parts)
+
+
+def try_task(recipe: Recipe, batch: Batch, scratch: Path, poisoned: frozenset[str]) -> int | Failure:
+    """Ingest a batch and forget the result: finds out whether the process survives."""
+
+    return guarded(lambda: _ingest(recipe, batch, scratch, poisoned).planned)
+
+
+def _ingest(recipe: Recipe, batch: Batch, scratch: Path, poisoned: frozenset[str]) -> BatchResult:
+    """A batch's bytes arrive from now on, and are processed when it is its turn."""
+    keyer = make_keyer(recipe.deid)
+    fetch = recipe.fetch.model_copy(update={"ahead_mb": recipe.fetch.ahead_mb * share()})
+    source = open_source(recipe.model_copy(update={"fetch": fetch}), batch.source, keyer, scratch)
+    try:
+        source.prefetch(batch.series)
+        with turn():
+            return ingest(batch, source, recipe, keyer, poisoned)
+    finally:
+        source.close()
+
+
+def _isolate(client: Client, recipe: Recipe, batch: Batch, layout: Layout) -> PartAccount:
+    """A batch that keeps killing its worker: find the objects that do it, reject those, ingest the rest."""
+    names = _object_names(recipe, batch, layout)
+    everything = frozenset(names)
+    poisoned: set[str] = set()
+    pending = [names]
+    while pending:
+        group = pending.pop()
+        if not _survives(client, recipe, batch, everything - frozenset(group), layout):
+            if len(group) == 1:
+                poisoned.add(group[0])
+            else:
+                pending += [group[: len(group) // 2], group[len(group) // 2 :]]
+    arguments = (recipe, batch, layout.parts, layout.unpacked, frozenset(poisoned))
+    ((_, account),) = run_tasks(client, [(f"{batch.id}-without-{len(poisoned)}", ingest_task, arguments)])
+    assert isinstance(account, PartAccount)
+    return account
+
+
+def _object_names(recipe: Recipe, batch: Batch, layout: Layout) -> list[str]:
+    """The source ids of a batch, found out without looking into any object."""
+    source = open_source(recipe, batch.source, make_keyer(recipe.deid), layout.unpacked)
+    try:
+        return [blob.ref.source_id for series in batch.series for blob in source.blobs(series)]
+    finally:
+        source.close()
+
+
+def _survives(client: Client, recipe: Recipe, batch: Batch, without: frozenset[str], layout: Layout) -> bool:
+    """Whether a batch can be ingested when the objects ``without`` are left unread."""
+    name = f"{batch.id}-trial-{hashlib.sha256(' '.join(sorted(without)).encode()).hexdigest()[:16]}"
+    killed: list[str] = []
+    for _ in run_tasks(client, [(name, try_task, (recipe, batch, layout.unpacked, without))], on_killed=killed.append):
+        pass
+    return not killed

@@ -1,0 +1,130 @@
+"""The last stage of a build: parts become shards, catalog and rejects, and the manifest that goes with them."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from distributed import Client
+
+from lumid import __version__
+from lumid.catalog.errors import AccountingError
+from lumid.catalog.fingerprint import catalog_hash
+from lumid.catalog.layout import Counts, Layout, Manifest, Shard, write_table
+from lumid.catalog.schema import FORMAT_VERSION
+from lumid.dags.progress import BuildProgress
+from lumid.dags.status import write_state
+from lumid.dags.tasks import Failure, Task, guarded, run_tasks
+from lumid.dags.turns import turn
+from lumid.dags.versions import PIXEL_LIBRARIES, versions
+from lumid.pipeline.lock import lock_hash
+from lumid.pipeline.pack import (
+    CatalogChunk,
+    CatalogFile,
+    ShardPlan,
+    build_index,
+    pack_shard,
+    plan_catalog,
+    plan_shards,
+    write_catalog_chunk,
+    write_rejects,
+)
+from lumid.pipeline.parts import PartFiles, read_account
+from lumid.pipeline.recipe import Recipe
+
+
+def pack(
+    client: Client, recipe: Recipe, lock: pa.Table, layout: Layout, progress: BuildProgress, parts: Sequence[PartFiles]
+) -> tuple[Path, Manifest]:
+    """Sort all parts by key into shards, catalog and rejects in a folder under ``work/``; the manifest that goes with them.
+
+    Raises :class:`AccountingError` when planned frames are not kept plus rejected ones.
+    """
+    write_state(layout, phase="pack")
+    index, duplicates = build_index(parts)
+    shard_plans = plan_shards(index, recipe.shards.size_mb)
+    chunks = plan_catalog(shard_plans)
+    packed = _packed_folder(layout, lock, parts)
+    progress.begin_pack(len(shard_plans) + len(chunks))
+    tasks: list[Task] = [(f"pack-{one.name}", pack_task, (one, parts, packed / "shards")) for one in shard_plans]
+    tasks += [(f"catalog-{one.number}", catalog_task, (one, parts, packed / "catalog")) for one in chunks]
+    shards: list[Shard] = []
+    files: dict[str, CatalogFile] = {}
+    for name, done in run_tasks(client, tasks):
+        if isinstance(done, Shard):
+            shards.append(done)
+        else:
+            files[name] = done
+        progress.packed()
+    rejects = write_rejects(packed / "rejects" / "part-00000.parquet", parts, duplicates)
+    write_table(packed / "lock.parquet", lock)
+
+    accounts = [read_account(files) for files in parts]
+    planned = sum(account.planned for account in accounts)
+    objects = sum(account.objects for account in accounts)
+    rejected = sum(rejects["frames"].to_pylist())
+    counts = Counts(objects=objects, planned=planned, kept=len(index), rejected=rejected)
+    pinned = lock["objects"]
+    unaccounted = pinned.null_count == 0 and objects != (pc.sum(pinned).as_py() or 0)
+    if counts.planned != counts.kept + counts.rejected or unaccounted:
+        raise AccountingError(
+            f"{planned} frames planned, {counts.kept} kept, {rejected} rejected: they do not add up; please report this line"
+        )
+    reasons: Counter[str] = Counter()
+    for code, frames in zip(rejects["code"].to_pylist(), rejects["frames"].to_pylist(), strict=True):
+        reasons[code] += frames
+    modalities: Counter[str] = Counter()
+    for file in files.values():
+        modalities.update(dict(file.modalities))
+    return packed, Manifest(
+        name=recipe.name,
+        format_version=FORMAT_VERSION,
+        lumid_version=__version__,
+        recipe=recipe.canonical(),
+        recipe_hash=recipe.hash(),
+        lock_hash=lock_hash(lock),
+        catalog_hash=catalog_hash([files[f"catalog-{one.number}"].sha256 for one in chunks]),
+        libraries=versions(PIXEL_LIBRARIES),
+        counts=counts,
+        modalities=dict(sorted(modalities.items())),
+        rejects=dict(sorted(reasons.items())),
+        shards=tuple(sorted(shards, key=lambda shard: shard.name)),
+        build={},
+    )
+
+
+def _packed_folder(layout: Layout, lock: pa.Table, parts: Sequence[PartFiles]) -> Path:
+    """A folder for what these parts give; what an earlier run has packed of others is of no use any more."""
+    digest = hashlib.sha256(lock_hash(lock).encode())
+    for files in parts:
+        digest.update(f"{files.folder.name}/{files.name} {sorted(files.without)}\n".encode())
+    folder = layout.work / f"packed-{digest.hexdigest()[:16]}"
+    for other in layout.work.glob("packed-*"):
+        if other != folder:
+            shutil.rmtree(other, ignore_errors=True)
+    return folder
+
+
+def pack_task(plan: ShardPlan, parts: Sequence[PartFiles], folder: Path) -> Shard | Failure:
+    """A shard, on a worker."""
+
+    def work() -> Shard:
+        with turn():  # it holds the whole shard
+            return pack_shard(plan, parts, folder)
+
+    return guarded(work, folder)
+
+
+def catalog_task(chunk: CatalogChunk, parts: Sequence[PartFiles], folder: Path) -> CatalogFile | Failure:
+    """A chunk of the catalog, on a worker."""
+
+    def work() -> CatalogFile:
+        with turn():
+            return write_catalog_chunk(chunk, parts, folder)
+
+    return guarded(work, folder)

@@ -1,0 +1,223 @@
+"""The first stage of a build: every folder's headers are scanned, archives are pinned, and both become batches."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from distributed import Client
+
+from lumid.catalog.errors import LumidError, UsageError
+from lumid.catalog.layout import Layout, write_table
+from lumid.catalog.lock import LOCK
+from lumid.dags.progress import BuildProgress
+from lumid.dags.status import write_state
+from lumid.dags.tasks import Failure, guarded, run_tasks
+from lumid.pipeline.batches import Batch, make_batches
+from lumid.pipeline.lock import lock_hash, lock_table, series_of
+from lumid.pipeline.plan import pin
+from lumid.pipeline.recipe import FolderSettings, PydicomSettings, Recipe, make_keyer
+from lumid.pipeline.scan import Scanned, group_series, scan
+from lumid.pipeline.sources import ListedSource, Listing, ObjectRef, Series, open_listed
+
+SCAN_CHUNK = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What is to be built: batches in order, and the lock that pins them; they need not be all that it pins."""
+
+    batches: list[Batch] = field(repr=False)
+    lock: pa.Table = field(repr=False)
+
+
+def plan_build(
+    client: Client,
+    recipe: Recipe,
+    sources: dict[int, ListedSource],
+    listings: dict[int, Listing],
+    pinned: pa.Table | None,
+    layout: Layout,
+    progress: BuildProgress,
+) -> Plan:
+    """What archives hold is pinned, by the lock given or now; every header of a folder is read; both make the batches.
+
+    What an earlier run of the same build has pinned in ``work/lock.parquet`` stays pinned. Raises
+    :class:`LumidError` when a folder is not what the lock says, or not what an unfinished build here began with.
+    """
+    if pinned is None:
+        pinned = pinned_before(layout) or pin(recipe)
+    series: dict[int, list[Series]] = {}
+    locks = [LOCK.empty_table()]
+    progress.begin_scan(sum(len(listing) for listing in listings.values()))
+    for number in range(len(recipe.sources)):
+        if number in listings:
+            scanned = _scan(client, recipe, number, listings[number], layout, progress)
+            series[number] = group_series(scanned, sources[number].provenance)
+            locks.append(_checked(lock_table(series[number], number), pinned, number))
+        else:
+            locks.append(pinned.filter(pc.equal(pinned["recipe_source"], number)))
+    lock = pa.concat_tables(locks)
+    plan = Plan(_batches(recipe, lock, series), lock)
+    _check_unfinished(layout, {batch.id for batch in plan.batches})
+    _begin(layout, plan)
+    return plan
+
+
+def plan_again(
+    client: Client,
+    recipe: Recipe,
+    sources: dict[int, ListedSource],
+    listings: dict[int, Listing],
+    lock: pa.Table,
+    rows: frozenset[int],
+    layout: Layout,
+    progress: BuildProgress,
+) -> Plan:
+    """Only some rows of a finished data set's lock; a folder is looked through only when it has to do with them.
+
+    Raises :class:`LumidError` when a folder is not what it was.
+    """
+    wanted = set(lock.take(pa.array(sorted(rows), pa.int64()))["recipe_source"].to_pylist())
+    series: dict[int, list[Series]] = {}
+    progress.begin_scan(sum(len(listing) for number, listing in listings.items() if number in wanted))
+    for number in sorted(wanted & listings.keys()):
+        scanned = _scan(client, recipe, number, listings[number], layout, progress)
+        series[number] = group_series(scanned, sources[number].provenance)
+        _checked(lock_table(series[number], number), lock, number)
+    plan = Plan(_batches(recipe, lock, series, rows), lock)
+    _begin(layout, plan)
+    return plan
+
+
+def _batches(
+    recipe: Recipe, lock: pa.Table, listed: dict[int, list[Series]], only: frozenset[int] | None = None
+) -> list[Batch]:
+    """The lock's series in batches, source by source; of listed ones as they were found; ``only`` some rows of the lock."""
+    batches: list[Batch] = []
+    for number in range(len(recipe.sources)):
+        if number in listed:
+            rows = pc.indices_nonzero(pc.equal(lock["recipe_source"], number)).to_pylist()
+            series = [replace(one, lock_row=row) for one, row in zip(listed[number], rows, strict=True)]
+        else:
+            series = series_of(lock, number)
+        wanted = [one for one in series if only is None or one.lock_row in only]
+        batches += make_batches(wanted, number, recipe.hash(), recipe.shards.batch_slices)
+    return batches
+
+
+def _begin(layout: Layout, plan: Plan) -> None:
+    write_table(layout.work / "lock.parquet", plan.lock)
+    write_state(
+        layout,
+        phase="ingest",
+        batches=len(plan.batches),
+        batch_ids=[batch.id for batch in plan.batches],
+        objects=sum(batch.objects for batch in plan.batches),
+        bytes=sum(batch.bytes for batch in plan.batches),
+    )
+
+
+def pinned_before(layout: Layout) -> pa.Table | None:
+    """What an earlier run pinned of the archives: an index that was updated since must not change a build half-way."""
+    path = layout.work / "lock.parquet"
+    if not path.is_file():
+        return None
+    lock = pq.read_table(path).cast(LOCK)
+    return lock.filter(pc.is_valid(lock["location"]))
+
+
+def _checked(lock: pa.Table, pinned: pa.Table, number: int) -> pa.Table:
+    wanted = pinned.filter(pc.equal(pinned["recipe_source"], number))
+    if wanted.num_rows and lock_hash(wanted) != lock_hash(lock):
+        raise LumidError(
+            f"sources.{number}: the folder does not hold what the lock pins ({lock.num_rows} series now, "
+            f"{wanted.num_rows} then); plan again with: lumid plan RECIPE --out LOCK"
+        )
+    return lock
+
+
+def _check_unfinished(layout: Layout, batches: set[str]) -> None:
+    """Refuse to go on with a build of other files: what it has finished would be thrown away unseen."""
+    finished = {
+        path.name.removesuffix(".parquet") for path in layout.parts.glob("*.parquet") if "rejects" not in path.name
+    }
+    if finished and not finished & batches:
+        raise UsageError(
+            f"{layout.root}: holds an unfinished build of other files, or of files that have changed since; "
+            "choose another --out, or remove it"
+        )
+
+
+def _scan(
+    client: Client, recipe: Recipe, number: int, listing: Listing, layout: Layout, progress: BuildProgress
+) -> list[Scanned]:
+    """Every object's series; what an earlier run has scanned and has not changed since is taken from it."""
+    cache = layout.work / f"scan-{number}.parquet"
+    known = _read_scan(cache)
+    scanned: list[Scanned] = []
+    missing: Listing = []
+    for item in listing:
+        if isinstance(item, ObjectRef) and (item.source_id, item.size_bytes, item.changed_ns) in known:
+            series, instance, frames = known[item.source_id, item.size_bytes, item.changed_ns]
+            scanned.append(Scanned(item, series, instance, frames))
+        else:
+            missing.append(item)
+    progress.scanned(len(scanned))
+    chunks = [missing[begin : begin + SCAN_CHUNK] for begin in range(0, len(missing), SCAN_CHUNK)]
+    tasks = [
+        (f"scan-{number}-{begin}", scan_task, (recipe, number, chunk, layout.unpacked))
+        for begin, chunk in enumerate(chunks)
+    ]
+    for _, found in run_tasks(client, tasks):
+        scanned += found
+        progress.scanned(len(found))
+    keep = [item for item in scanned if item.reject is None]
+    write_table(
+        cache,
+        pa.table(
+            {
+                "source_id": [item.ref.source_id for item in keep],
+                "size": pa.array([item.ref.size_bytes for item in keep], pa.int64()),
+                "changed": pa.array([item.ref.changed_ns for item in keep], pa.int64()),
+                "series": [item.series for item in keep],
+                "instance": [item.instance for item in keep],
+                "frames": pa.array([item.frames for item in keep], pa.int64()),
+            }
+        ),
+    )
+    return scanned
+
+
+def _read_scan(path: Path) -> dict[tuple[str, int, int], tuple[str, str, int]]:
+    if not path.is_file():
+        return {}
+    rows = pq.read_table(path).to_pylist()
+    return {
+        (row["source_id"], row["size"], row["changed"]): (row["series"], row["instance"], row["frames"]) for row in rows
+    }
+
+
+def _listed_settings(recipe: Recipe, number: int) -> FolderSettings | PydicomSettings:
+    settings = recipe.sources[number]
+    assert isinstance(settings, FolderSettings | PydicomSettings), "archives are pinned, not scanned"
+    return settings
+
+
+def scan_task(recipe: Recipe, number: int, listing: Listing, scratch: Path) -> list[Scanned] | Failure:
+    """A chunk of a scan, on a worker."""
+
+    def work() -> list[Scanned]:
+        keyer = make_keyer(recipe.deid)
+        return scan(
+            open_listed(_listed_settings(recipe, number), recipe, keyer, scratch),
+            listing,
+            keyer,
+            recipe.deid.policy,
+            requests=recipe.fetch.requests,
+        )
+
+    return guarded(work)

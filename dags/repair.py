@@ -1,0 +1,201 @@
+"""Mending a damaged data set: the series of damaged samples are ingested again, and their shards put together anew."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from lumid.catalog.errors import DatasetError, RecipeError, UsageError
+from lumid.catalog.findings import DamagedShard, Verification
+from lumid.catalog.layout import Layout, Manifest, Shard, atomic_file, read_manifest, storage_errors
+from lumid.catalog.lock import load_lock
+from lumid.catalog.shards import END_OF_TAR, image_offset, read_range
+from lumid.dags.again import Origins, shard_rows
+from lumid.dags.begin import claimed, open_listed_sources, reads_remotely
+from lumid.dags.cluster import ClusterSettings, open_cluster
+from lumid.dags.ingesting import built_parts, ingest_batches
+from lumid.dags.planning import Plan, plan_again
+from lumid.dags.progress import BuildProgress
+from lumid.dags.versions import PIXEL_LIBRARIES, versions
+from lumid.pipeline.parts import LOCK_ROW, PartFiles, read_account
+from lumid.pipeline.recipe import Recipe, parse_portable
+
+SHARD_CODES = frozenset(
+    {"shard_missing", "shard_unreadable", "shard_size", "shard_hash", "sample_damaged", "framing_broken"}
+)
+"""Findings that a repair does away with: everything else is not about the shards' bytes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Repaired:
+    """What a repair has done: shards by name, and how many samples and series were made again for them."""
+
+    shards: tuple[str, ...]
+    samples: int
+    series: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Sample:
+    """A sample of a damaged shard: where it lies, or has to lie, and from which file its bytes come."""
+
+    key: str
+    start: int
+    size: int
+    file: Path
+    at: int
+
+
+def recipe_of(manifest: Manifest, source: str | None = None) -> Recipe:
+    """The recipe that a data set was built from, as it says itself. ``source``: where its folder is, if it reads one.
+
+    Raises :class:`UsageError` when that cannot be told.
+    """
+    values = json.loads(json.dumps(manifest.recipe))
+    folders = [one for one in values["sources"] if one["kind"] == "folder"]
+    if len(folders) > 1 or (folders and source is None):
+        raise UsageError(
+            "the data set was built from folders, and does not say where they are: "
+            + ("give it with --source FOLDER" if len(folders) == 1 else "give its recipe with --recipe RECIPE")
+        )
+    if folders:
+        folders[0]["path"] = str(source)
+    elif source is not None:
+        raise UsageError("--source: the data set was not built from a folder")
+    return parse_portable(json.dumps(values), "the recipe in dataset.json", base=Path.cwd())
+
+
+def repair(
+    root: Path, found: Verification, recipe: Recipe, cluster: ClusterSettings, progress: BuildProgress
+) -> Repaired:
+    """Mend the shards that a verification found damaged; what is sound of them stays.
+
+    A shard takes the place of the damaged one only when its SHA-256 is the one in ``dataset.json``. Raises
+    :class:`DatasetError` when more than shards is damaged, or when the same bytes do not come out any more.
+    """
+    other = sorted({finding.where for finding in found.findings
+                    if finding.severity == "damage" and finding.code not in SHARD_CODES})  # fmt: skip
+    if other:
+        raise DatasetError(
+            f"{root}: only shards can be mended, and damaged is also {', '.join(other[:3])}; build it again elsewhere"
+        )
+    if not found.damaged:
+        return Repaired((), 0, 0)
+    manifest = read_manifest(root)
+    if recipe.hash() != manifest.recipe_hash:
+        raise RecipeError(f"{root}: was built from another recipe than this one, or from this one with other options")
+    layout, work = Layout(root), Layout(root / ".repair")
+    lock = load_lock(layout.lock)
+    damaged = {shard.name: shard for shard in found.damaged}
+    wanted = [(shard, rows) for shard, rows in shard_rows(layout, manifest) if shard.name in damaged]
+    with storage_errors(root), claimed(work, recipe):
+        rows = _lock_rows(lock, wanted, damaged)
+        sources = open_listed_sources(recipe, work.unpacked)
+        listings = {number: source.objects() for number, source in sources.items()}
+        cluster = replace(cluster, ahead=reads_remotely(recipe))
+        with progress, open_cluster(cluster, work.work / "scratch") as client:
+            plan = plan_again(client, recipe, sources, listings, lock, rows, work, progress)
+            ingest_batches(client, recipe, plan, work, progress)
+        made = _made_again(plan, work)
+        for shard, table in wanted:
+            _put_together(layout, manifest, shard, _samples(layout, shard, table, damaged[shard.name], made))
+        shutil.rmtree(work.root, ignore_errors=True)
+    return Repaired(tuple(damaged), sum(len(shard.keys) for shard in found.damaged), len(rows))
+
+
+def _lock_rows(
+    lock: pa.Table, wanted: Sequence[tuple[Shard, pa.Table]], damaged: Mapping[str, DamagedShard]
+) -> frozenset[int]:
+    """The rows of the lock that damaged samples come from."""
+    origins = Origins(lock)
+    found: set[int] = set()
+    for shard, rows in wanted:
+        keys = pa.array(damaged[shard.name].keys, pa.string())
+        for candidates in origins.candidates(rows.filter(pc.is_in(rows["key"], value_set=keys))):
+            found.update(candidates)
+    return frozenset(found)
+
+
+def _made_again(plan: Plan, work: Layout) -> dict[str, tuple[Path, int, int]]:
+    """By key: file, start and size of every sample that was made again; of two with one key the lock's first series'."""
+    found: dict[str, tuple[int, tuple[Path, int, int]]] = {}
+    for files in (files for generation in built_parts(plan, work) for files in generation):
+        for key, lock_row, start, size in _spans(files):
+            if key not in found or found[key][0] >= lock_row:  # what was tried again comes later, and is more whole
+                found[key] = lock_row, (files.samples, start, size)
+    return {key: place for key, (_, place) in found.items()}
+
+
+def _spans(files: PartFiles) -> Iterator[tuple[str, int, int, int]]:
+    table = pq.read_table(files.rows, columns=["key", LOCK_ROW.name, "offset"])
+    starts = [offset - image_offset(0) for offset in table["offset"].to_pylist()]
+    ends = [*starts[1:], read_account(files).sample_bytes]
+    for key, lock_row, start, end in zip(
+        table["key"].to_pylist(), table[LOCK_ROW.name].to_pylist(), starts, ends, strict=False
+    ):
+        yield key, lock_row, start, end - start
+
+
+def _samples(
+    layout: Layout, shard: Shard, rows: pa.Table, damaged: DamagedShard, made: Mapping[str, tuple[Path, int, int]]
+) -> list[_Sample]:
+    """The shard's samples in their order: the sound ones where they are, the others as they were made again.
+
+    Raises :class:`DatasetError` when one of those was not, or has another size.
+    """
+    starts = [offset - image_offset(0) for offset in rows["offset"].to_pylist()]
+    ends = [*starts[1:], shard.bytes - len(END_OF_TAR)]
+    lost = set(damaged.keys)
+    samples = []
+    for key, start, end in zip(rows["key"].to_pylist(), starts, ends, strict=True):
+        size = end - start
+        if key not in lost:
+            samples.append(_Sample(key, start, size, layout.shards / shard.name, start))
+        elif key in made and made[key][2] == size:
+            samples.append(_Sample(key, start, size, made[key][0], made[key][1]))
+        else:
+            what = "comes out of another size" if key in made else "was not given whole, or is rejected now"
+            raise DatasetError(f"shards/{shard.name}: cannot be mended: sample {key} {what}; nothing of it was changed")
+    return samples
+
+
+def _put_together(layout: Layout, manifest: Manifest, shard: Shard, samples: Sequence[_Sample]) -> None:
+    """Write a shard anew; raises :class:`DatasetError` when it is not the one that was built."""
+    digest = hashlib.sha256()
+    try:
+        with atomic_file(layout.shards / shard.name) as target:
+            for sample in samples:
+                with sample.file.open("rb") as file:
+                    data = read_range(file, sample.at, sample.size)
+                target.write(data)
+                digest.update(data)
+            target.write(END_OF_TAR)
+            digest.update(END_OF_TAR)
+            if digest.hexdigest() != shard.sha256:
+                raise _OtherBytesError
+    except _OtherBytesError:
+        raise DatasetError(
+            f"shards/{shard.name}: cannot be mended: what was made again has other bytes than then{_why(manifest)}; "
+            "nothing of it was changed"
+        ) from None
+
+
+class _OtherBytesError(Exception):
+    """The shard that was put together is not the one that was built."""
+
+
+def _why(manifest: Manifest) -> str:
+    """Versions of libraries that make pixels, where they are not those of then."""
+    now = versions(PIXEL_LIBRARIES)
+    changed = [f"{name} {manifest.libraries.get(name, 'absent')} → {now.get(name, 'absent')}"
+               for name in sorted(now.keys() | manifest.libraries.keys())
+               if now.get(name) != manifest.libraries.get(name)]  # fmt: skip
+    return f" ({', '.join(changed[:4])})" if changed else ""

@@ -1,0 +1,236 @@
+"""Building again: what an archive did not give is asked for once more, and nothing else."""
+
+from __future__ import annotations
+
+import itertools
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import boto3
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from botocore.config import Config
+from moto.server import ThreadedMotoServer
+from rich.console import Console
+
+from lumid.catalog.errors import DatasetError, LumidError
+from lumid.catalog.keys import PUBLIC_SECRET, Keyer
+from lumid.catalog.layout import Layout, Manifest, read_manifest
+from lumid.catalog.verify import verify
+from lumid.dags import build as building
+from lumid.dags.build import build
+from lumid.dags.cluster import ClusterSettings
+from lumid.dags.progress import BuildProgress
+from lumid.pipeline.lock import LOCK
+from lumid.pipeline.recipe import FetchSettings, IdcSettings, Recipe, ShardSettings
+from tests.dicom import as_bytes, gradient, image
+
+NUMBERS = itertools.count()
+
+
+@dataclass(frozen=True)
+class Archive:
+    """A bucket of an S3 server on this machine, and the lock of what should be in it."""
+
+    client: Any
+    endpoint: str
+    bucket: str
+    series: Mapping[str, Mapping[str, bytes]]
+
+    def give(self, *locations: str) -> None:
+        """These series are there from now on."""
+        for location in locations:
+            for name, data in self.series[location].items():
+                self.client.put_object(Bucket=self.bucket, Key=f"{location}/{name}", Body=data, ACL="public-read")
+
+    def take_away(self, *locations: str) -> None:
+        """These are not any more."""
+        for location in locations:
+            for name in self.series[location]:
+                self.client.delete_object(Bucket=self.bucket, Key=f"{location}/{name}")
+
+    def lock(self) -> pa.Table:
+        keyer = Keyer(PUBLIC_SECRET)
+        rows = [
+            dict.fromkeys(LOCK.names)
+            | {"recipe_source": 0, "source": "idc", "collection": "lidc_idri", "license": "CC BY 3.0", "bytes": 1,
+               "source_version": "IDC v25", "digest": location, "location": location, "objects": len(files),
+               "series": keyer.pseudonym("series", location), "urls": [f"s3://{self.bucket}/{location}/"]}
+            for location, files in self.series.items()
+        ]  # fmt: skip
+        return pa.Table.from_pylist(rows, schema=LOCK)
+
+    def build(self, out: Path, workers: int = 1) -> Manifest:
+        fetch = FetchSettings(s3_endpoint=self.endpoint, attempts=1, timeout_s=5)
+        recipe = Recipe(
+            name="part", sources=(IdcSettings(),), fetch=fetch, shards=ShardSettings(size_mb=0.02, batch_slices=4)
+        )
+        return build(recipe, out, ClusterSettings(None, workers), BuildProgress(Console(quiet=True)), self.lock()).manifest
+
+
+def ct(series: str, number: int, instance: str | None = None) -> bytes:
+    pixels = gradient(high=400 + 7 * number)
+    uids = {"SeriesInstanceUID": series, "SOPInstanceUID": instance or f"{series}.{number}"}
+    return as_bytes(image(pixels, PatientID=f"patient of {series}", StudyInstanceUID=f"{series}.0", **uids))
+
+
+def plain(series: str, objects: int) -> dict[str, bytes]:
+    return {f"{number:08x}.dcm": ct(series, number) for number in range(objects)}
+
+
+SERIES = {uid: plain(uid, 3) for uid in ("1.2.1", "1.2.2", "1.2.3", "1.2.4", "1.2.5")}
+
+
+@pytest.fixture(scope="module")
+def endpoint() -> Iterator[str]:
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()
+
+
+def archive(endpoint: str, series: Mapping[str, Mapping[str, bytes]]) -> Archive:
+    client = boto3.client(
+        "s3", endpoint_url=endpoint, region_name="us-east-1", aws_access_key_id="test", aws_secret_access_key="test",
+        config=Config(s3={"addressing_style": "path"}),
+    )  # fmt: skip
+    bucket = f"idc-{next(NUMBERS)}"
+    client.create_bucket(Bucket=bucket, ACL="public-read")
+    return Archive(client, endpoint, bucket, series)
+
+
+def same(one: Path, other: Path) -> None:
+    """Both hold the same data set, byte for byte."""
+    a, b = read_manifest(one), read_manifest(other)
+    assert (a.shards, a.catalog_hash, a.lock_hash, a.counts) == (b.shards, b.catalog_hash, b.lock_hash, b.counts)
+    rejects = [pq.read_table(root / "rejects" / "part-00000.parquet") for root in (one, other)]
+    assert rejects[0].equals(rejects[1])
+    assert verify(one, deep=True).sound
+    assert not Layout(one).work.exists()
+
+
+def scratch(made: Archive, folder: Path) -> Path:
+    """The data set that a build makes at once with everything there."""
+    made.give(*made.series)
+    made.build(folder)
+    return folder
+
+
+def test_a_finished_data_set_fetches_only_what_it_lacks(endpoint: str, tmp_path: Path) -> None:
+    made = archive(endpoint, SERIES)
+    made.give("1.2.1", "1.2.3", "1.2.5")
+    first = made.build(tmp_path / "ds")
+    assert (first.counts.kept, first.rejects) == (9, {"fetch_failed": 6})
+
+    made.take_away("1.2.1", "1.2.3", "1.2.5")  # were they asked for again, they would be lost now
+    made.give("1.2.2")
+    assert made.build(tmp_path / "ds", workers=2).rejects == {"fetch_failed": 3}
+    made.take_away("1.2.2")
+    made.give("1.2.4")
+    assert made.build(tmp_path / "ds").rejects == {}
+    same(tmp_path / "ds", scratch(made, tmp_path / "scratch"))
+
+
+def test_a_data_set_is_left_alone_when_the_archive_gives_nothing_more(endpoint: str, tmp_path: Path) -> None:
+    made = archive(endpoint, SERIES)
+    made.give("1.2.1")
+    made.build(tmp_path / "ds")
+    files = {path: path.stat().st_mtime_ns for path in (tmp_path / "ds").rglob("*")}
+    assert made.build(tmp_path / "ds").rejects == {"fetch_failed": 12}
+    made.take_away("1.2.1")  # the archive has got worse: nothing that is there is given up
+    assert made.build(tmp_path / "ds").rejects == {"fetch_failed": 12}
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "ds").rglob("*")} == files
+
+
+def test_an_interrupted_build_fetches_what_it_lacks_too(
+    endpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = archive(endpoint, SERIES)
+    made.give("1.2.1", "1.2.3")
+    with monkeypatch.context() as patch:
+        patch.setattr(building, "pack", stopped)
+        with pytest.raises(LumidError, match="stopped"):
+            made.build(tmp_path / "ds")
+    made.take_away("1.2.1", "1.2.3")
+    made.give("1.2.2")
+    with monkeypatch.context() as patch:  # killed a second time, when everything was packed
+        patch.setattr(building, "write_citations", stopped)
+        with pytest.raises(LumidError, match="stopped"):
+            made.build(tmp_path / "ds")
+    made.take_away("1.2.2")
+    made.give("1.2.4", "1.2.5")
+    assert made.build(tmp_path / "ds").rejects == {}
+    same(tmp_path / "ds", scratch(made, tmp_path / "scratch"))
+
+
+@pytest.mark.parametrize("place", ["pack", "write_citations"])
+def test_killed_while_it_takes_the_place_of_a_finished_one(
+    place: str, endpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = archive(endpoint, SERIES)
+    made.give("1.2.1", "1.2.2", "1.2.3")
+    made.build(tmp_path / "ds")
+    made.take_away("1.2.1", "1.2.2", "1.2.3")
+    made.give("1.2.4", "1.2.5")
+    with monkeypatch.context() as patch:
+        patch.setattr(building, place, stopped)
+        with pytest.raises(LumidError, match="stopped"):
+            made.build(tmp_path / "ds")
+    made.take_away("1.2.4", "1.2.5")
+    assert made.build(tmp_path / "ds").rejects == {}
+    same(tmp_path / "ds", scratch(made, tmp_path / "scratch"))
+
+
+@pytest.mark.parametrize("late", ["1.2.1", "1.2.2", "1.2.3"])
+def test_an_instance_of_two_series_is_kept_once_whichever_comes_later(late: str, endpoint: str, tmp_path: Path) -> None:
+    """The first row of the lock keeps it, as in a build that has everything at once."""
+    shared = {"0.dcm": ct("1.2.1", 0, "1.2.9.9")}
+    both = {"0.dcm": ct("1.2.2", 5, "1.2.9.9"), "1.dcm": ct("1.2.2", 6)}
+    made = archive(endpoint, {"1.2.1": shared, "1.2.2": both, "1.2.3": plain("1.2.3", 2)})
+    made.give(*({"1.2.1", "1.2.2", "1.2.3"} - {late}))
+    made.build(tmp_path / "ds")
+    made.give(late)
+    assert made.build(tmp_path / "ds").rejects == {"duplicate_instance": 1}
+    same(tmp_path / "ds", scratch(made, tmp_path / "scratch"))
+
+
+def test_nothing_is_built_on_a_damaged_data_set(endpoint: str, tmp_path: Path) -> None:
+    made = archive(endpoint, SERIES)
+    made.give("1.2.1", "1.2.2", "1.2.3")
+    manifest = made.build(tmp_path / "ds")
+    shard = tmp_path / "ds" / "shards" / manifest.shards[0].name
+    data = bytearray(shard.read_bytes())
+    data[1000] ^= 1
+    shard.write_bytes(data)
+    made.give("1.2.4")
+    with pytest.raises(DatasetError, match="is damaged, and is not built on"):
+        made.build(tmp_path / "ds")
+    data[1000] ^= 1
+    shard.write_bytes(data)
+    made.take_away("1.2.4")  # it is here already
+    assert made.build(tmp_path / "ds").rejects == {"fetch_failed": 3}
+
+
+def test_a_file_system_without_links_copies(endpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from lumid.dags import again
+
+    def refused(*_: object) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    made = archive(endpoint, SERIES)
+    made.give("1.2.1", "1.2.2", "1.2.3", "1.2.4")
+    made.build(tmp_path / "ds")
+    made.give("1.2.5")
+    monkeypatch.setattr(again.os, "link", refused)
+    made.build(tmp_path / "ds")
+    shutil.copytree(tmp_path / "ds", tmp_path / "copy")
+    same(tmp_path / "copy", scratch(made, tmp_path / "scratch"))
+
+
+def stopped(*_: object) -> None:
+    raise LumidError("stopped")
