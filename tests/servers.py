@@ -291,8 +291,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         else:
             self.send_header("Content-Length", str(len(body)))
         self.end_headers()
-        if self._send(body, fault) and fault.kind in ("none", "drip"):
-            server.count_delivery(request.place)
+        self._send(body, fault, request.place)
 
     def _start(self, request: Request, data: bytes, tag: str) -> int | None:
         server = self.server_of_files
@@ -313,15 +312,17 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             if not self.server_of_files.wait(fault.every_s):
                 return
 
-    def _send(self, body: bytes, fault: Fault) -> bool:
+    def _send(self, body: bytes, fault: Fault, place: str) -> None:
         step = fault.step if fault.kind == "drip" else 64 * 1024
         end = fault.after if fault.kind in ("reset", "truncate") else len(body)
         for position in range(0, end, step):
             piece = body[position : min(position + step, end)]
+            if position + step >= end and fault.kind in ("none", "drip"):
+                self.server_of_files.count_delivery(place)  # before who gets it can look
             self.wfile.write(b"%x\r\n%s\r\n" % (len(piece), piece) if self.server_of_files.chunked else piece)
             if fault.kind == "drip" and not self.server_of_files.wait(fault.every_s):
                 self.close_connection = True
-                return False
+                return
         if fault.kind in ("reset", "truncate"):
             self.close_connection = True
             if fault.kind == "reset":  # RST in place of FIN
@@ -332,4 +333,3 @@ class _Handler(http.server.BaseHTTPRequestHandler):
                 self.connection.shutdown(socket.SHUT_RDWR)
         elif self.server_of_files.chunked:
             self.wfile.write(b"0\r\n\r\n")
-        return True

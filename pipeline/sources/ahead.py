@@ -14,7 +14,7 @@ from lumid.pipeline.reject import Reject
 from lumid.pipeline.sources import ObjectRef
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Group:
     """Objects that will be asked for one after another, by location; ``find`` names them where nobody has yet."""
 
@@ -33,10 +33,11 @@ class ReadAhead:
     def __init__(self, read: Callable[[ObjectRef], bytes | Reject], requests: int, ahead_bytes: int) -> None:
         self._read = read
         self._requests = requests
-        self._free = self._ahead_bytes = ahead_bytes
+        self._free = ahead_bytes
         self._lock = Lock()
         self._pool: ThreadPoolExecutor | None = None
-        self._busy = self._finding = 0
+        self._busy = 0
+        self._finding: set[_Group] = set()
         self._groups: OrderedDict[str, _Group] = OrderedDict()
         self._unfound: deque[str] = deque()
         self._waiting: dict[str, _Group] = {}  # by the location of an object
@@ -106,7 +107,8 @@ class ReadAhead:
             self._urgent.clear()
             for location in list(self._flying):
                 self._drop(location)
-            self._busy = self._finding = 0
+            self._finding.clear()
+            self._busy = 0
             pool, self._pool = self._pool, None
         if pool is not None:
             pool.shutdown(wait=wait, cancel_futures=True)
@@ -131,31 +133,31 @@ class ReadAhead:
             self._free += size
 
     def _fill(self) -> None:
-        while self._busy < self._requests:
-            find = None if self._urgent else self._next_series()
-            job = find or self._next_object()
-            if job is None:
-                return
+        while self._busy < self._requests and (job := self._next()) is not None:
             if self._pool is None:
                 self._pool = ThreadPoolExecutor(self._requests, thread_name_prefix="lumid-read")
             self._busy += 1
-            self._finding += find is not None
-            self._pool.submit(self._run, job, find is not None, self._pool)
+            self._pool.submit(self._run, job, self._pool)
+
+    def _next(self) -> Callable[[], None] | None:
+        """What a reader does next: what is waited for, then listings, so that there are objects to read, then those."""
+        if self._urgent:
+            return self._urgent.popleft()
+        return self._next_series() or self._next_object()
 
     def _next_series(self) -> Callable[[], None] | None:
         """The next series to list, where the objects that are known might not keep the readers busy."""
-        if self._finding >= max(1, self._requests // 2) or len(self._waiting) >= 4 * self._requests:
+        if len(self._finding) >= max(1, self._requests // 2) or len(self._waiting) >= 4 * self._requests:
             return None
         while self._unfound:
             name = self._unfound.popleft()
             group = self._groups.get(name)
             if group is not None and group.find is not None:
+                self._finding.add(group)
                 return partial(self._find, name, group, group.find)
         return None
 
     def _next_object(self) -> Callable[[], None] | None:
-        if self._urgent:
-            return self._urgent.popleft()
         while self._groups:
             name, group = next(iter(self._groups.items()))
             if group.find is not None:
@@ -178,15 +180,14 @@ class ReadAhead:
 
     # the readers
 
-    def _run(self, job: Callable[[], None], finding: bool, pool: ThreadPoolExecutor) -> None:
-        try:
+    def _run(self, job: Callable[[], None] | None, pool: ThreadPoolExecutor) -> None:
+        while job is not None:
             job()
-        finally:
             with self._lock:
-                if pool is self._pool:  # else closed in the meantime
-                    self._busy -= 1
-                    self._finding -= finding
-                    self._fill()
+                if pool is not self._pool:  # closed in the meantime
+                    return
+                job = self._next()
+                self._busy -= job is None
 
     def _fetch(self, ref: ObjectRef, future: Future[bytes | Reject]) -> None:
         if future.set_running_or_notify_cancel():
@@ -204,3 +205,5 @@ class ReadAhead:
             if self._groups.get(name) is group:
                 group.find = None
                 self._enqueue(group, refs)
+            self._finding.discard(group)
+            self._fill()

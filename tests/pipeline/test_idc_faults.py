@@ -63,6 +63,10 @@ def until(met: Callable[[], bool], seconds: float = 20.0) -> bool:
     return met()
 
 
+def readers() -> set[threading.Thread]:
+    return {thread for thread in threading.enumerate() if thread.name.startswith("lumid-read")}
+
+
 def name_of(value: object) -> str | None:
     return f"{value.kind}-{value.status}" if isinstance(value, Fault) else None
 
@@ -317,6 +321,7 @@ def test_a_server_that_never_answers_is_left_in_time() -> None:
 )
 def test_closing_waits_for_nobody(place: str, stuck: list[Fault] | Fault, requests: int) -> None:
     first_wait_s = 30.0 if place == at_listing("a1b2") else 0.01
+    there = readers()
     with fake_idc(ONE, faults={place: stuck}) as fake:
         source = IdcSource(fake.settings(attempts=9), Patience(first_wait_s, 30.0, 300.0))
         source.prefetch(fake.pinned())
@@ -324,6 +329,8 @@ def test_closing_waits_for_nobody(place: str, stuck: list[Fault] | Fault, reques
         begun = time.monotonic()
         source.close()
         assert time.monotonic() - begun < 5.0
+        if isinstance(stuck, Fault):  # a plain request cannot be ended: it has its timeout
+            assert until(lambda: readers() <= there, 5.0)
         fake.first.faults.clear()
         assert read(source, fake.pinned()) == whole(ONE), "a closed source can be read again"
         source.close()
