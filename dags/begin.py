@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -39,10 +40,14 @@ def claimed(layout: Layout, recipe: Recipe) -> Iterator[None]:
     """
     layout.parts.mkdir(parents=True, exist_ok=True)
     with (layout.work / "running").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise LumidError(f"{layout.root}: another lumid is building here; see `lumid status`") from None
+        for patience in range(5, -1, -1):  # `lumid status` has it for a moment
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if not patience:
+                    raise LumidError(f"{layout.root}: another lumid is building here; see `lumid status`") from None
+                time.sleep(0.1)
         for leftover in layout.work.rglob(".*.tmp"):
             leftover.unlink(missing_ok=True)
         if not layout.state.is_file():

@@ -36,7 +36,9 @@ def status(root: Path) -> Status:
     Raises :class:`~lumid.catalog.errors.DatasetError` when there is neither a data set nor a build.
     """
     layout = Layout(root)
-    if layout.manifest.is_file() or not layout.state.is_file():
+    running = _is_running(layout)
+    # what a finished data set lacks may be on its way
+    if (layout.manifest.is_file() and not running) or not layout.state.is_file():
         manifest = read_manifest(root)
         counts = manifest.counts
         return Status(
@@ -54,7 +56,6 @@ def status(root: Path) -> Status:
         )
     state = json.loads(layout.state.read_text("utf-8"))
     accounts = _accounts(layout, state.get("batch_ids", []))
-    running = _is_running(layout)
     return Status(
         state="running" if running else "stopped",
         name=state["recipe_name"],
