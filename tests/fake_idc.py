@@ -6,7 +6,9 @@ import atexit
 import contextlib
 import hashlib
 import io
-from collections.abc import Callable, Iterator, Mapping
+import random
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
@@ -24,7 +26,7 @@ from lumid.catalog.keys import PUBLIC_SECRET, Keyer
 from lumid.pipeline.lock import LOCK, series_of
 from lumid.pipeline.recipe import FetchSettings
 from lumid.pipeline.sources import Series
-from tests.servers import Fault, Relayed, Request, Server
+from tests.servers import FINE, Fault, Relayed, Request, Server
 
 BUCKET = "idc-open-data"
 MIRROR = "public-datasets-idc"
@@ -69,6 +71,21 @@ def lock_rows(contents: Contents, *, mirror: bool = False, keyer: Keyer | None =
         )
     rows = [dict.fromkeys(LOCK.names) | row for row in rows]
     return pa.Table.from_pylist(rows, schema=LOCK).sort_by([("series", "ascending"), ("location", "ascending")])
+
+
+def drawn(seed: int, share: float, objects: Sequence[Fault], listings: Sequence[Fault]) -> Callable[[Request], Fault]:
+    """A fault for a share of the requests, the same ones whatever order they come in."""
+    seen = Counter[str]()
+
+    def pick(request: Request) -> Fault:
+        seen[request.place] += 1
+        digest = hashlib.sha256(f"{seed} {request.place} {seen[request.place]}".encode()).digest()
+        rng = random.Random(digest)
+        if rng.random() >= share:
+            return FINE
+        return rng.choice(listings if "prefix" in request.query else objects)
+
+    return pick
 
 
 @dataclass(frozen=True, slots=True)

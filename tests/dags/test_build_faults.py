@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
-import random
 import signal
 import subprocess
 import sys
 import time
-from collections import Counter
-from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
@@ -31,8 +27,8 @@ from lumid.pipeline.parts import finished_parts, read_account
 from lumid.pipeline.plan import pin
 from lumid.pipeline.recipe import FetchSettings, IdcSettings, Recipe, SampleSettings, ShardSettings
 from tests.dicom import as_bytes, gradient, image
-from tests.fake_idc import Contents, FakeIdc, fake_idc
-from tests.servers import FINE, Fault, Request, status
+from tests.fake_idc import Contents, FakeIdc, drawn, fake_idc
+from tests.servers import Fault, status
 
 OBJECT_FAULTS = (
     status(500), status(503), status(429, Retry_After="0"), Fault("reset", after=1500), Fault("truncate", after=1500),
@@ -78,21 +74,6 @@ def contents() -> Contents:
     return made
 
 
-def drawn(seed: int, share: float) -> Callable[[Request], Fault]:
-    """A fault for a share of the requests, the same ones whatever order they come in."""
-    seen = Counter[str]()
-
-    def pick(request: Request) -> Fault:
-        seen[request.place] += 1
-        digest = hashlib.sha256(f"{seed} {request.place} {seen[request.place]}".encode()).digest()
-        rng = random.Random(digest)
-        if rng.random() >= share:
-            return FINE
-        return rng.choice(LISTING_FAULTS if "prefix" in request.query else OBJECT_FAULTS)
-
-    return pick
-
-
 def run(fake: FakeIdc, out: Path, workers: int, **fetch: object) -> Manifest:
     recipe, lock = planned()
     recipe = recipe.model_copy(update={"fetch": fake.settings(**fetch)})
@@ -118,7 +99,7 @@ def fine(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_random_faults_change_nothing(workers: int, fine: Path, tmp_path: Path) -> None:
-    with fake_idc(contents(), pick=drawn(7, 0.25), mirror=contents()) as fake:
+    with fake_idc(contents(), pick=drawn(7, 0.25, OBJECT_FAULTS, LISTING_FAULTS), mirror=contents()) as fake:
         run(fake, tmp_path / "ds", workers, attempts=4, timeout_s=5.0)
         assert len(fake.first.log) > sum(planned()[1]["objects"].to_pylist()) + 20, "so many requests went wrong"
     assert identity(tmp_path / "ds") == identity(fine)
@@ -129,7 +110,7 @@ def test_an_archive_that_often_fails_is_built_from_in_the_end(fine: Path, tmp_pa
     """With one attempt an object some are lost each time, and only their series are asked for again."""
     lost = []
     for seed in range(12):
-        with fake_idc(contents(), pick=drawn(seed, 0.12)) as fake:
+        with fake_idc(contents(), pick=drawn(seed, 0.12, OBJECT_FAULTS, LISTING_FAULTS)) as fake:
             manifest = run(fake, tmp_path / "ds", 2, attempts=1, timeout_s=5.0)
             lost.append(manifest.rejects.get("fetch_failed", 0))
             assert manifest.counts.planned == sum(planned()[1]["objects"].to_pylist())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import random
 import threading
 import time
@@ -18,8 +17,8 @@ from lumid.pipeline.sources import Provenance, Series
 from lumid.pipeline.sources import idc as idc_module
 from lumid.pipeline.sources.idc import IdcSource
 from tests.dicom import TEST_FILES, as_bytes, gradient, image
-from tests.fake_idc import BUCKET, MIRROR, Contents, FakeIdc, at_listing, at_object, fake_idc
-from tests.servers import FINE, Fault, Request, Server, status
+from tests.fake_idc import BUCKET, MIRROR, Contents, FakeIdc, at_listing, at_object, drawn, fake_idc
+from tests.servers import Fault, Request, Server, status
 
 QUICK = Patience(first_wait_s=0.01, longest_wait_s=0.02, retry_after_s=5.0, bytes_per_s=50_000, progress_bytes=1 << 30)
 REAL = {
@@ -440,26 +439,11 @@ REASONS = {
 }  # fmt: skip
 
 
-def drawn(seed: int, share: float) -> Callable[[Request], Fault]:
-    """A fault for a share of the requests, the same ones whatever order they come in."""
-    seen = Counter[str]()
-
-    def pick(request: Request) -> Fault:
-        seen[request.place] += 1
-        digest = hashlib.sha256(f"{seed} {request.place} {seen[request.place]}".encode()).digest()
-        rng = random.Random(digest)
-        if rng.random() >= share:
-            return FINE
-        return rng.choice(RANDOM_LISTING if "prefix" in request.query else RANDOM_OBJECT)
-
-    return pick
-
-
 @pytest.mark.parametrize(("seed", "attempts"), [(1, 2), (2, 4)])
 def test_random_faults_end_with_right_bytes_or_exact_rejects(seed: int, attempts: int) -> None:
     contents = many(8, 8)
     with (
-        fake_idc(contents, pick=drawn(seed, 0.3)) as fake,
+        fake_idc(contents, pick=drawn(seed, 0.3, RANDOM_OBJECT, RANDOM_LISTING)) as fake,
         source_of(fake, attempts=attempts, timeout_s=0.6, requests=16) as source,
     ):
         found = read(source, fake.pinned())
