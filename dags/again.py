@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 from collections import Counter, defaultdict
@@ -34,6 +35,7 @@ from lumid.pipeline.parts import (
 )
 
 REJECTS_PART = "rejects"
+IDENTITY = b"lumid.made_of"
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +62,7 @@ def read_again(layout: Layout, finished: Manifest | None) -> Again | None:
     None where there is neither, or nothing is missing, or where it is of an older format: nothing is added to that.
     """
     base = PartFiles(_folder(layout), REJECTS_PART)
-    if _base_lock(layout).is_file():
+    if _is_laid(layout, finished):
         lock, rejects = load_lock(_base_lock(layout)), pq.read_table(base.rejects)
     elif finished is not None and finished.format_version == FORMAT_VERSION:
         lock, rejects = load_lock(layout.lock), _rejects(layout)
@@ -88,7 +90,7 @@ def lay_base(layout: Layout, manifest: Manifest, progress: BuildProgress) -> Non
 
     Raises :class:`DatasetError` when it is damaged: what it holds would be handed on.
     """
-    if _base_lock(layout).is_file():
+    if _is_laid(layout, manifest):
         return
     if not verify(layout.root, progress=progress.checked).sound:
         raise DatasetError(f"{layout.root}: is damaged, and is not built on; see: lumid verify {layout.root}")
@@ -101,7 +103,24 @@ def lay_base(layout: Layout, manifest: Manifest, progress: BuildProgress) -> Non
     for shard, rows in shard_rows(layout, manifest):
         _shard_part(layout, shard, rows, origins, seen)
     _rejects_part(layout, rejects, origins, seen)
-    write_table(_base_lock(layout), lock)  # last: with it, the base is whole
+    identity = lock.replace_schema_metadata({IDENTITY: _identity(manifest)})
+    write_table(_base_lock(layout), identity)  # last: with it, the base is whole
+
+
+def _is_laid(layout: Layout, finished: Manifest | None) -> bool:
+    """Whether there is a whole base, and of the data set that is there now, if any is.
+
+    That of an earlier one is left when a build was killed after it had put the new one in its place.
+    """
+    if not _base_lock(layout).is_file():
+        return False
+    stated = (pq.read_schema(_base_lock(layout)).metadata or {}).get(IDENTITY)
+    return finished is None or stated == _identity(finished)
+
+
+def _identity(manifest: Manifest) -> bytes:
+    text = f"{manifest.catalog_hash} {manifest.lock_hash} {sorted(manifest.rejects.items())}"
+    return hashlib.sha256(text.encode()).hexdigest().encode()
 
 
 def _folder(layout: Layout) -> Path:

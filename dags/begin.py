@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
+import os
+import secrets
+import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TextIO
 
 import pyarrow as pa
 
@@ -38,21 +43,43 @@ def claimed(layout: Layout, recipe: Recipe) -> Iterator[None]:
 
     Raises :class:`LumidError` when another process has it.
     """
-    layout.parts.mkdir(parents=True, exist_ok=True)
-    with (layout.work / "running").open("w") as file:
-        for patience in range(5, -1, -1):  # `lumid status` has it for a moment
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if not patience:
-                    raise LumidError(f"{layout.root}: another lumid is building here; see `lumid status`") from None
-                time.sleep(0.1)
+    with _lock(layout):
+        _sweep(layout)
         for leftover in layout.work.rglob(".*.tmp"):
             leftover.unlink(missing_ok=True)
         if not layout.state.is_file():
             write_state(layout, recipe_name=recipe.name, recipe_hash=recipe.hash(), phase="scan", batches=0)
         yield
+
+
+def _lock(layout: Layout) -> TextIO:
+    """The file that whoever builds here holds locked."""
+    path = layout.work / "running"
+    for patience in range(5, -1, -1):
+        layout.parts.mkdir(parents=True, exist_ok=True)
+        file = path.open("w")
+        with contextlib.suppress(BlockingIOError, FileNotFoundError):
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # whoever had it may have taken the folder away with it
+            if os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                return file
+        file.close()
+        if patience:  # `lumid status` has it for a moment
+            time.sleep(0.1)
+    raise LumidError(f"{layout.root}: another lumid is building here; see `lumid status`")
+
+
+def remove_work(layout: Layout) -> None:
+    """Remove what a build needed. It goes by one rename: nobody takes a half of it for the state of a build."""
+    going = layout.root / f"{layout.work.name}.{secrets.token_hex(4)}.gone"
+    with contextlib.suppress(FileNotFoundError):
+        layout.work.rename(going)
+    _sweep(layout)
+
+
+def _sweep(layout: Layout) -> None:
+    for gone in layout.root.glob(f"{layout.work.name}.*.gone"):
+        shutil.rmtree(gone, ignore_errors=True)
 
 
 def open_listed_sources(recipe: Recipe, scratch: Path | None) -> dict[int, ListedSource]:

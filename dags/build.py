@@ -10,13 +10,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pyarrow as pa
+from distributed import Client
 
 from lumid.catalog.cite import write_citations
 from lumid.catalog.errors import DatasetError, LumidError, UsageError
 from lumid.catalog.layout import Layout, Manifest, read_manifest, storage_errors, write_text
 from lumid.catalog.report import render_report
 from lumid.dags.again import Again, base_parts, lay_base, read_again
-from lumid.dags.begin import check_fetching, claimed, open_listed_sources, reads_remotely
+from lumid.dags.begin import check_fetching, claimed, open_listed_sources, reads_remotely, remove_work
 from lumid.dags.cluster import ClusterSettings, open_cluster
 from lumid.dags.ingesting import built_parts, ingest_batches
 from lumid.dags.packing import pack
@@ -55,40 +56,68 @@ def build(
     """
     layout = Layout(out)
     with storage_errors(out):
-        finished = _finished(layout, recipe)
-        again = read_again(layout, finished)
+        finished, again = _look(layout, recipe)
         sources = _open_sources(recipe, layout, needed=finished is None or again is not None)
         listings = {number: source.objects() for number, source in sources.items()}
-        if finished is not None:
+        if finished is None:
+            _check_out(layout, recipe)
+        else:
             _check_current(finished, listings, lock, out)
             if again is None:
+                _clear(layout, recipe)
                 return BuildResult(finished, already_finished=True)
-        else:
-            _check_out(layout, recipe)
         check_fetching(recipe, out, again.lock if again else pinned_before(layout) if lock is None else lock)
-        started = time.monotonic()
-        cluster = replace(cluster, ahead=reads_remotely(recipe))
-        with claimed(layout, recipe), progress, open_cluster(cluster, layout.work / "scratch") as client:
-            if again is None:
-                plan = plan_build(client, recipe, sources, listings, lock, layout, progress)
-            else:
-                plan = plan_again(client, recipe, sources, listings, again.lock, again.rows, layout, progress)
-            spent = ingest_batches(client, recipe, plan, layout, progress)
-            generations = built_parts(plan, layout)
-            if again is not None and finished is not None:
-                if not _anything_new(generations, again):
-                    shutil.rmtree(layout.work, ignore_errors=True)
-                    return BuildResult(finished, already_finished=True)
-                lay_base(layout, finished, progress)
-            if again is None:
-                parts = choose(generations)
-            else:
-                parts = choose([base_parts(layout), *generations], again.redone)
-            packed, manifest = pack(client, recipe, plan.lock, layout, progress, parts)
-            seconds, workers = time.monotonic() - started, len(client.nthreads())
-            manifest = replace(manifest, build=_build_facts(manifest, listings, parts, spent, seconds, workers))
-            _commit(layout, packed, manifest, progress)
+        with claimed(layout, recipe):
+            finished, again = _look(layout, recipe)  # another build may have ended in the meantime
+            if again is not None and lock is not None and lock_hash(lock) != lock_hash(again.lock):
+                raise UsageError(f"{out}: holds a data set of another lock; choose another --out")
+            if finished is not None and again is None:
+                remove_work(layout)
+                return BuildResult(finished, already_finished=True)
+            cluster = replace(cluster, ahead=reads_remotely(recipe))
+            with progress, open_cluster(cluster, layout.work / "scratch") as client:
+                return _build(client, recipe, layout, progress, lock, sources, listings, finished, again)
+
+
+def _build(
+    client: Client, recipe: Recipe, layout: Layout, progress: BuildProgress, lock: pa.Table | None,
+    sources: dict[int, ListedSource], listings: dict[int, Listing], finished: Manifest | None, again: Again | None,
+) -> BuildResult:  # fmt: skip
+    """All stages, on a cluster, with the folder claimed."""
+    started = time.monotonic()
+    if again is None:
+        plan = plan_build(client, recipe, sources, listings, lock, layout, progress)
+    else:
+        plan = plan_again(client, recipe, sources, listings, again.lock, again.rows, layout, progress)
+    spent = ingest_batches(client, recipe, plan, layout, progress)
+    generations = built_parts(plan, layout)
+    if again is None:
+        parts = choose(generations)
+    else:
+        if finished is not None:
+            if not _anything_new(generations, again):
+                remove_work(layout)
+                return BuildResult(finished, already_finished=True)
+            lay_base(layout, finished, progress)
+        parts = choose([base_parts(layout), *generations], again.redone)
+    packed, manifest = pack(client, recipe, plan.lock, layout, progress, parts)
+    seconds, workers = time.monotonic() - started, len(client.nthreads())
+    manifest = replace(manifest, build=_build_facts(manifest, listings, parts, spent, seconds, workers))
+    _commit(layout, packed, manifest, progress)
     return BuildResult(manifest, already_finished=False)
+
+
+def _clear(layout: Layout, recipe: Recipe) -> None:
+    """What a build leaves that was killed when all was done."""
+    if layout.work.exists():
+        with claimed(layout, recipe):
+            remove_work(layout)
+
+
+def _look(layout: Layout, recipe: Recipe) -> tuple[Manifest | None, Again | None]:
+    """The finished data set in the folder, if there is one, and what of it, or of one under way to it, is missing."""
+    finished = _finished(layout, recipe)
+    return finished, read_again(layout, finished)
 
 
 def _open_sources(recipe: Recipe, layout: Layout, *, needed: bool) -> dict[int, ListedSource]:
@@ -188,5 +217,5 @@ def _commit(layout: Layout, packed: Path, manifest: Manifest, progress: BuildPro
     write_citations(layout.root, manifest)
     write_text(layout.report, render_report(layout.root, manifest))
     write_text(layout.manifest, manifest.to_json())
-    shutil.rmtree(layout.work, ignore_errors=True)
+    remove_work(layout)
     progress.done()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import shutil
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from botocore.config import Config
 from moto.server import ThreadedMotoServer
 from rich.console import Console
 
-from lumid.catalog.errors import DatasetError, LumidError
+from lumid.catalog.errors import DatasetError, LumidError, UsageError
 from lumid.catalog.keys import PUBLIC_SECRET, Keyer
 from lumid.catalog.layout import Layout, Manifest, read_manifest
 from lumid.catalog.verify import verify
@@ -236,3 +236,65 @@ def test_a_file_system_without_links_copies(endpoint: str, tmp_path: Path, monke
 
 def stopped(*_: object) -> None:
     raise LumidError("stopped")
+
+
+@pytest.mark.parametrize("left", ["all", "no tars", "no parts", "only the base"])
+def test_what_a_build_leaves_that_is_killed_at_its_very_end_harms_nothing(
+    left: str, endpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def half(layout: Layout) -> None:
+        for path in sorted(layout.work.rglob("*")):
+            gone = {"all": False, "no tars": path.suffix == ".tar", "no parts": layout.parts in path.parents}
+            if path.is_file() and gone.get(left, path.parent.name != "base"):
+                path.unlink()
+        raise LumidError("killed")
+
+    made = archive(endpoint, SERIES)
+    made.give("1.2.1", "1.2.2")
+    made.build(tmp_path / "ds")
+    made.give("1.2.3", "1.2.4")
+    with monkeypatch.context() as patch:
+        patch.setattr(building, "remove_work", half)
+        with pytest.raises(LumidError, match="killed"):
+            made.build(tmp_path / "ds")
+    assert Layout(tmp_path / "ds").work.exists()
+    kept = read_manifest(tmp_path / "ds").counts.kept
+    made.take_away(*SERIES)
+    assert made.build(tmp_path / "ds").counts.kept == kept == 12
+    made.give("1.2.5")
+    assert made.build(tmp_path / "ds").rejects == {}
+    same(tmp_path / "ds", scratch(made, tmp_path / "scratch"))
+
+
+def test_a_build_that_waited_for_another_looks_again(
+    endpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = archive(endpoint, SERIES)
+    made.give("1.2.1")
+    made.build(tmp_path / "ds")
+    made.give(*SERIES)
+
+    def meanwhile(*_: object) -> None:
+        monkeypatch.undo()
+        made.build(tmp_path / "ds")
+        made.take_away("1.2.2", "1.2.3")
+
+    monkeypatch.setattr(building, "check_fetching", meanwhile)
+    assert made.build(tmp_path / "ds").rejects == {}
+    same(tmp_path / "ds", scratch(made, tmp_path / "scratch"))
+
+
+def test_another_lock_is_refused_even_when_its_place_is_being_taken(
+    endpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = archive(endpoint, SERIES)
+    made.give("1.2.1")
+    made.build(tmp_path / "ds")
+    made.give("1.2.2")
+    with monkeypatch.context() as patch:
+        patch.setattr(building, "write_citations", stopped)
+        with pytest.raises(LumidError, match="stopped"):
+            made.build(tmp_path / "ds")
+    other = replace(made, series={uid: SERIES[uid] for uid in ("1.2.1", "1.2.2")})
+    with pytest.raises(UsageError, match="another lock"):
+        other.build(tmp_path / "ds")
