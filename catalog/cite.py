@@ -103,10 +103,10 @@ def collections_in(connection: duckdb.DuckDBPyConnection) -> list[CollectionUse]
 
 
 def non_commercial_line(uses: Sequence[CollectionUse]) -> str | None:
-    """One sentence on the share of samples under a non-commercial licence; None when there is none."""
+    """One sentence on the share of samples under a non-commercial licence; None when there are no samples."""
     total = sum(use.samples for use in uses)
     bound = sum(use.samples for use in uses if use.non_commercial)
-    if not bound:
+    if not total:
         return None
     return (
         f"{bound:,} of {total:,} samples ({_percent(bound, total)}) are under a licence that excludes commercial use."

@@ -180,7 +180,7 @@ class RejectRow:
 
 
 REASONS: dict[str, str] = {
-    "fetch_failed": "the archive did not give it whole and verified, after every attempt at every mirror",
+    "fetch_failed": "not to be had whole and verified",
     "unsafe_member": "a member of an archive that is not taken: its path leads out, it is a link or device, encrypted, or of absurd size",
     "not_listed": "an image that the archive's own table does not list",
     "broken_archive": "the archive cannot be read to its end; what came before is whole",

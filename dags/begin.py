@@ -18,6 +18,7 @@ import pyarrow as pa
 from lumid.catalog.errors import LumidError
 from lumid.catalog.layout import Layout
 from lumid.dags.status import write_state
+from lumid.pipeline.connections import is_reachable
 from lumid.pipeline.lock import series_of
 from lumid.pipeline.rawcache import check_cache
 from lumid.pipeline.recipe import AnySource, FolderSettings, NihSettings, PydicomSettings, Recipe, make_keyer
@@ -37,6 +38,16 @@ def check_fetching(recipe: Recipe, out: Path, pinned: pa.Table | None) -> None:
             check_tables(settings, series)
 
 
+def archives_answer(recipe: Recipe) -> bool:
+    """Whether each of the recipe's archives can be reached at one of its addresses at least; a cache may do without."""
+    fetch = recipe.fetch
+    if fetch.offline or fetch.cache:
+        return True
+    addresses = {"idc": (fetch.s3_endpoint, fetch.gs_endpoint), "tcia": (fetch.nbia_url,)}
+    needed = {source.kind for source in recipe.sources} & addresses.keys()
+    return all(any(is_reachable(url) for url in addresses[kind]) for kind in sorted(needed))
+
+
 @contextmanager
 def claimed(layout: Layout, recipe: Recipe) -> Iterator[None]:
     """The work folder for this process alone; what a killed process left half-written is swept away.
@@ -50,6 +61,18 @@ def claimed(layout: Layout, recipe: Recipe) -> Iterator[None]:
         if not layout.state.is_file():
             write_state(layout, recipe_name=recipe.name, recipe_hash=recipe.hash(), phase="scan", batches=0)
         yield
+
+
+@contextmanager
+def nobody_builds(layout: Layout) -> Iterator[None]:
+    """As long as this lasts, no build of this data set begins. Raises :class:`LumidError` when one is under way."""
+    was_there = layout.work.exists()
+    with _lock(layout):
+        try:
+            yield
+        finally:
+            if not was_there:
+                remove_work(layout)
 
 
 def _lock(layout: Layout) -> TextIO:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from distributed import Client
 
+from lumid.catalog.errors import LumidError
 from lumid.catalog.layout import Layout
 from lumid.dags.planning import Plan
 from lumid.dags.progress import BuildProgress
@@ -20,6 +21,9 @@ from lumid.pipeline.ingest import BatchResult, ingest
 from lumid.pipeline.parts import PartAccount, PartFiles, choose, finished_parts, read_account, write_part
 from lumid.pipeline.recipe import Recipe, make_keyer
 from lumid.pipeline.sources import open_source
+
+UNREACHED_SERIES = 40
+"""So many series in a row for which no server answered mean that there is no network; one by one they would take days."""
 
 
 def ingest_batches(client: Client, recipe: Recipe, plan: Plan, layout: Layout, progress: BuildProgress) -> float:
@@ -36,15 +40,26 @@ def ingest_batches(client: Client, recipe: Recipe, plan: Plan, layout: Layout, p
         if again is not None:
             missing.append(again)
         earlier += accounts
-    progress.begin_ingest(plan.batches, earlier)
+    left = sum(batch.objects for batch in missing)
+    total = sum(batch.objects for batch in plan.batches)
+    begun = sum(len(finished_parts(layout.parts, batch.id)) > 0 for batch in plan.batches)
+    rejected = sum(account.rejected for account in earlier)
+    progress.begin_ingest(total, total - left, begun, len(plan.batches), rejected)
     seconds = sum(account.seconds for account in earlier)
     tasks = [(batch.id, ingest_task, (recipe, batch, layout.parts, layout.unpacked)) for batch in missing]
     batch_of = {batch.id: batch for batch in missing}
+    unreached = 0
     for name, account in run_tasks(
         client, tasks, on_killed=lambda name: _isolate(client, recipe, batch_of[name], layout)
     ):
         seconds += account.seconds
         progress.ingested(batch_of[name], account)
+        unreached = unreached + len(account.series) if account.unreached else 0
+        if unreached >= UNREACHED_SERIES:
+            raise LumidError(
+                f"nobody has answered for {unreached} series in a row: check the network; what is there is kept, and the "
+                "same command goes on with it"
+            )
     return seconds
 
 

@@ -15,14 +15,14 @@ from distributed import Client
 from lumid import __version__
 from lumid.catalog.errors import AccountingError
 from lumid.catalog.fingerprint import catalog_hash
-from lumid.catalog.layout import Counts, Layout, Manifest, Shard, write_table
+from lumid.catalog.layout import Counts, Layout, Manifest, Shard
 from lumid.catalog.schema import FORMAT_VERSION
 from lumid.dags.progress import BuildProgress
 from lumid.dags.status import write_state
 from lumid.dags.tasks import Failure, Task, guarded, run_tasks
 from lumid.dags.turns import turn
 from lumid.dags.versions import PIXEL_LIBRARIES, versions
-from lumid.pipeline.lock import lock_hash
+from lumid.pipeline.lock import lock_hash, write_lock
 from lumid.pipeline.pack import (
     CatalogChunk,
     CatalogFile,
@@ -62,7 +62,7 @@ def pack(
             files[name] = done
         progress.packed()
     rejects = write_rejects(packed / "rejects" / "part-00000.parquet", parts, duplicates)
-    write_table(packed / "lock.parquet", lock)
+    write_lock(packed / "lock.parquet", lock, recipe)
 
     accounts = [read_account(files) for files in parts]
     planned = sum(account.planned for account in accounts)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from types import TracebackType
 
 from rich.console import Console
@@ -65,13 +64,13 @@ class BuildProgress:
         """So many more headers have been read."""
         self._advance(objects, "objects")
 
-    def begin_ingest(self, batches: Sequence[Batch], finished: Sequence[PartAccount]) -> None:
-        """The plan is made; ``finished`` parts are there from an earlier run."""
-        self._begin("ingest", sum(batch.objects for batch in batches))
-        self._earlier_rejected = sum(account.rejected for account in finished)
-        if finished:
-            self._console.print(f"going on: {len(finished)} of {len(batches)} batches are done already")
-            self._advance(sum(account.objects for account in finished), "")
+    def begin_ingest(self, objects: int, done: int, batches_done: int, batches: int, rejected: int) -> None:
+        """The plan is made; of its objects and batches so many are done by an earlier run, which rejected so much."""
+        self._begin("ingest", objects)
+        self._earlier_rejected = rejected
+        if batches_done:
+            self._console.print(f"going on: {batches_done:,} of {batches:,} batches are done already")
+            self._advance(done, "")
 
     def ingested(self, batch: Batch, account: PartAccount) -> None:
         """One more batch has its part."""

@@ -19,19 +19,17 @@ from lumid.catalog.layout import Layout, Manifest, Shard, atomic_file, read_mani
 from lumid.catalog.lock import load_lock
 from lumid.catalog.shards import END_OF_TAR, image_offset, read_range
 from lumid.dags.again import Origins, shard_rows
-from lumid.dags.begin import claimed, open_listed_sources, reads_remotely
+from lumid.dags.begin import check_fetching, claimed, nobody_builds, open_listed_sources, reads_remotely
 from lumid.dags.cluster import ClusterSettings, open_cluster
 from lumid.dags.ingesting import built_parts, ingest_batches
-from lumid.dags.planning import Plan, plan_again
+from lumid.dags.planning import plan_again
 from lumid.dags.progress import BuildProgress
 from lumid.dags.versions import PIXEL_LIBRARIES, versions
-from lumid.pipeline.parts import LOCK_ROW, PartFiles, read_account
+from lumid.pipeline.parts import LOCK_ROW, UNFETCHED, PartFiles, read_account, read_rejects
 from lumid.pipeline.recipe import Recipe, parse_portable
 
-SHARD_CODES = frozenset(
-    {"shard_missing", "shard_unreadable", "shard_size", "shard_hash", "sample_damaged", "framing_broken"}
-)
-"""Findings that a repair does away with: everything else is not about the shards' bytes."""
+NEEDED = ("catalog_", "lock_", "manifest_", "recipe_hash", "row_mismatch")
+"""How the codes of findings begin that are about what a repair goes by: the catalog, the lock and dataset.json."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,10 +77,11 @@ def repair(
     """Mend the shards that a verification found damaged; what is sound of them stays.
 
     A shard takes the place of the damaged one only when its SHA-256 is the one in ``dataset.json``. Raises
-    :class:`DatasetError` when more than shards is damaged, or when the same bytes do not come out any more.
+    :class:`DatasetError` when more than shards is damaged, or when of some the same bytes do not come out any more; the
+    others are mended by then.
     """
     other = sorted({finding.where for finding in found.findings
-                    if finding.severity == "damage" and finding.code not in SHARD_CODES})  # fmt: skip
+                    if finding.severity == "damage" and finding.code.startswith(NEEDED)})  # fmt: skip
     if other:
         raise DatasetError(
             f"{root}: only shards can be mended, and damaged is also {', '.join(other[:3])}; build it again elsewhere"
@@ -96,19 +95,51 @@ def repair(
     lock = load_lock(layout.lock)
     damaged = {shard.name: shard for shard in found.damaged}
     wanted = [(shard, rows) for shard, rows in shard_rows(layout, manifest) if shard.name in damaged]
-    with storage_errors(root), claimed(work, recipe):
-        rows = _lock_rows(lock, wanted, damaged)
-        sources = open_listed_sources(recipe, work.unpacked)
-        listings = {number: source.objects() for number, source in sources.items()}
-        cluster = replace(cluster, ahead=reads_remotely(recipe))
-        with progress, open_cluster(cluster, work.work / "scratch") as client:
-            plan = plan_again(client, recipe, sources, listings, lock, rows, work, progress)
-            ingest_batches(client, recipe, plan, work, progress)
-        made = _made_again(plan, work)
+    rows = _lock_rows(lock, wanted, damaged)
+    with storage_errors(root), nobody_builds(layout), claimed(work, recipe):
+        generations = _ingest_again(recipe, cluster, progress, lock, rows, work) if rows else []
+        made = _made_again(generations)
+        mended: list[DamagedShard] = []
+        problems: list[str] = []
         for shard, table in wanted:
-            _put_together(layout, manifest, shard, _samples(layout, shard, table, damaged[shard.name], made))
-        shutil.rmtree(work.root, ignore_errors=True)
-    return Repaired(tuple(damaged), sum(len(shard.keys) for shard in found.damaged), len(rows))
+            try:
+                _put_together(layout, manifest, shard, _samples(layout, shard, table, damaged[shard.name], made))
+            except _CannotError as problem:
+                problems.append(f"shards/{shard.name}: {problem}")
+            else:
+                mended.append(damaged[shard.name])
+    if problems:
+        more = f" (and {len(problems) - 1} more shards)" if len(problems) > 1 else ""
+        raise DatasetError(
+            f"{len(mended)} of {len(wanted)} shards were mended; {problems[0]}{_not_fetched(generations)}{more}; what "
+            "could not be mended was left as it is"
+        )
+    shutil.rmtree(work.root, ignore_errors=True)
+    return Repaired(tuple(shard.name for shard in mended), sum(len(shard.keys) for shard in mended), len(rows))
+
+
+def _ingest_again(
+    recipe: Recipe, cluster: ClusterSettings, progress: BuildProgress, lock: pa.Table, rows: frozenset[int], work: Layout
+) -> list[list[PartFiles]]:  # fmt: skip
+    """Parts of these rows of the lock."""
+    check_fetching(recipe, work.root.parent, lock)
+    sources = open_listed_sources(recipe, work.unpacked)
+    listings = {number: source.objects() for number, source in sources.items()}
+    cluster = replace(cluster, ahead=reads_remotely(recipe))
+    with progress, open_cluster(cluster, work.work / "scratch") as client:
+        plan = plan_again(client, recipe, sources, listings, lock, rows, work, progress)
+        ingest_batches(client, recipe, plan, work, progress)
+        return built_parts(plan, work)
+
+
+def _not_fetched(generations: Sequence[Sequence[PartFiles]]) -> str:
+    """Why the archive did not give what it did not, in the words of the first reject."""
+    for files in (files for generation in generations for files in generation):
+        table = read_rejects(files)
+        lost = table.filter(pc.equal(table["code"], UNFETCHED))
+        if lost.num_rows:
+            return f": {lost['message'][0].as_py()}"
+    return ""
 
 
 def _lock_rows(
@@ -124,10 +155,10 @@ def _lock_rows(
     return frozenset(found)
 
 
-def _made_again(plan: Plan, work: Layout) -> dict[str, tuple[Path, int, int]]:
+def _made_again(generations: Sequence[Sequence[PartFiles]]) -> dict[str, tuple[Path, int, int]]:
     """By key: file, start and size of every sample that was made again; of two with one key the lock's first series'."""
     found: dict[str, tuple[int, tuple[Path, int, int]]] = {}
-    for files in (files for generation in built_parts(plan, work) for files in generation):
+    for files in (files for generation in generations for files in generation):
         for key, lock_row, start, size in _spans(files):
             if key not in found or found[key][0] >= lock_row:  # what was tried again comes later, and is more whole
                 found[key] = lock_row, (files.samples, start, size)
@@ -149,7 +180,7 @@ def _samples(
 ) -> list[_Sample]:
     """The shard's samples in their order: the sound ones where they are, the others as they were made again.
 
-    Raises :class:`DatasetError` when one of those was not, or has another size.
+    Raises :class:`_CannotError` when one of those was not, or has another size.
     """
     starts = [offset - image_offset(0) for offset in rows["offset"].to_pylist()]
     ends = [*starts[1:], shard.bytes - len(END_OF_TAR)]
@@ -163,33 +194,27 @@ def _samples(
             samples.append(_Sample(key, start, size, made[key][0], made[key][1]))
         else:
             what = "comes out of another size" if key in made else "was not given whole, or is rejected now"
-            raise DatasetError(f"shards/{shard.name}: cannot be mended: sample {key} {what}; nothing of it was changed")
+            raise _CannotError(f"sample {key} {what}")
     return samples
 
 
 def _put_together(layout: Layout, manifest: Manifest, shard: Shard, samples: Sequence[_Sample]) -> None:
-    """Write a shard anew; raises :class:`DatasetError` when it is not the one that was built."""
+    """Write a shard anew; raises :class:`_CannotError` when it is not the one that was built."""
     digest = hashlib.sha256()
-    try:
-        with atomic_file(layout.shards / shard.name) as target:
-            for sample in samples:
-                with sample.file.open("rb") as file:
-                    data = read_range(file, sample.at, sample.size)
-                target.write(data)
-                digest.update(data)
-            target.write(END_OF_TAR)
-            digest.update(END_OF_TAR)
-            if digest.hexdigest() != shard.sha256:
-                raise _OtherBytesError
-    except _OtherBytesError:
-        raise DatasetError(
-            f"shards/{shard.name}: cannot be mended: what was made again has other bytes than then{_why(manifest)}; "
-            "nothing of it was changed"
-        ) from None
+    with atomic_file(layout.shards / shard.name) as target:
+        for sample in samples:
+            with sample.file.open("rb") as file:
+                data = read_range(file, sample.at, sample.size)
+            target.write(data)
+            digest.update(data)
+        target.write(END_OF_TAR)
+        digest.update(END_OF_TAR)
+        if digest.hexdigest() != shard.sha256:
+            raise _CannotError(f"what was made again has other bytes than then{_why(manifest)}")
 
 
-class _OtherBytesError(Exception):
-    """The shard that was put together is not the one that was built."""
+class _CannotError(Exception):
+    """Why a shard cannot be put together as it was."""
 
 
 def _why(manifest: Manifest) -> str:

@@ -44,7 +44,9 @@ def status(root: Path) -> Status:
         return Status(
             "finished",
             manifest.name,
-            "done",
+            "done"
+            if not layout.state.is_file()
+            else "being completed when it stopped: run the same `lumid build` again",
             0,
             0,
             counts.objects,

@@ -16,6 +16,9 @@ from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 from urllib3.response import BaseHTTPResponse
 
 CONNECT_S = 30.0
+PROBE_S = 5.0
+NO_CONNECTION, NO_ANSWER = "cannot connect", "no answer in"
+"""How a failure is told that lies in the network, or in a server that is not there."""
 MAX_REDIRECTS = 5
 
 
@@ -26,6 +29,19 @@ def is_address(url: str) -> bool:
     except urllib3.exceptions.HTTPError:
         return False
     return parts.scheme in ("http", "https") and bool(parts.host)
+
+
+def is_reachable(url: str) -> bool:
+    """Whether anything takes connections at the address; where a proxy stands in between, that is not known: True."""
+    parts = urllib.parse.urlsplit(url)
+    host = parts.hostname or ""
+    if urllib.request.getproxies().get(parts.scheme) and not urllib.request.proxy_bypass(host):
+        return True
+    try:
+        with socket.create_connection((host, parts.port or (443 if parts.scheme == "https" else 80)), PROBE_S):
+            return True
+    except (OSError, ValueError):
+        return False
 
 
 def turn(url: str, requests: int) -> threading.Semaphore:

@@ -35,7 +35,7 @@ from urllib3.response import BaseHTTPResponse
 from lumid._version import __version__
 from lumid.catalog.errors import LumidError
 from lumid.catalog.layout import storage_errors
-from lumid.pipeline.connections import is_address, send, turn
+from lumid.pipeline.connections import NO_ANSWER, NO_CONNECTION, is_address, send, turn
 from lumid.pipeline.partial import Validator, is_verified, mark_verified, open_partial
 from lumid.pipeline.recipe import FetchSettings
 from lumid.pipeline.reject import Reject
@@ -351,9 +351,9 @@ def _failed(detail: str) -> Reject:
 def _words(error: HTTPError, timeout_s: float) -> str:
     """What went wrong, in our own words: a library's may quote the server."""
     if isinstance(error, ReadTimeoutError | ConnectTimeoutError) and not isinstance(error, NewConnectionError):
-        return f"no answer in {timeout_s:g} s"
+        return f"{NO_ANSWER} {timeout_s:g} s"
     if isinstance(error, NewConnectionError):
-        return "cannot connect"
+        return NO_CONNECTION
     if isinstance(error, SSLError):
         return "no trusted encryption"
     if isinstance(error, MaxRetryError) and isinstance(error.reason, HTTPError):

@@ -18,6 +18,7 @@ __all__ = ["LOCK", "lock_hash", "lock_table", "read_lock", "series_of", "write_l
 
 RECIPE = b"lumid.recipe"
 RECIPE_HASH = b"lumid.recipe_hash"
+ROWS_HASH = b"lumid.rows_hash"
 
 
 def lock_table(series: Sequence[Series], recipe_source: int) -> pa.Table:
@@ -68,21 +69,24 @@ def write_lock(path: Path, lock: pa.Table, recipe: Recipe) -> None:
 
     Raises :class:`~lumid.catalog.errors.StorageError` when the disk refuses.
     """
-    metadata = {RECIPE_HASH: recipe.hash().encode()}
+    metadata = {RECIPE_HASH: recipe.hash().encode(), ROWS_HASH: lock_hash(lock).encode()}
     portable = recipe.portable()
     if portable is not None:
         metadata[RECIPE] = portable.encode()
     if path.is_dir():
         raise RecipeError(f"{path}: is a folder; the lock must be a file")
-    with storage_errors(path):
-        write_table(path, lock.replace_schema_metadata(metadata))
+    try:
+        with storage_errors(path):
+            write_table(path, lock.replace_schema_metadata(metadata))
+    except FileNotFoundError:
+        raise RecipeError(f"{path}: no file can be made there; choose another place for the lock") from None
 
 
 def read_lock(path: Path, recipe: Recipe | None = None) -> tuple[pa.Table, Recipe | None]:
     """A lock, and the recipe that it was made from: the given one, else the one in the file, else None.
 
     Paths of a recipe from the file start from the working directory. Raises :class:`RecipeError` when the file is not a
-    lock, or was made from another recipe than the given one.
+    lock as it was written, or was made from another recipe than the given one.
     """
     again = f"make one with: lumid plan RECIPE --out {path}"
     try:
@@ -96,12 +100,14 @@ def read_lock(path: Path, recipe: Recipe | None = None) -> tuple[pa.Table, Recip
     if recipe is not None and made_from and made_from != recipe.hash():
         raise RecipeError(
             f"{path}: the lock of another recipe, or of this one with other options; build it with the --sample, "
-            f"--max-gb and --collection that it was planned with, or {again}"
+            f"--max-gb and collections (--only) that it was planned with, or {again}"
         )
     try:
         lock = lock.cast(LOCK)
     except pa.ArrowException:
         raise RecipeError(f"{path}: the lock of another version of lumid; {again}") from None
+    if metadata.get(ROWS_HASH, b"").decode() != lock_hash(lock):
+        raise RecipeError(f"{path}: its rows are not those that were written; {again}")
     if recipe is None and RECIPE in metadata:
         recipe = parse_portable(metadata[RECIPE].decode(), str(path), base=Path.cwd())
     return lock, recipe

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 from lumid.catalog.layout import atomic_file, write_table
 from lumid.catalog.schema import CATALOG, REJECTS, to_table
 from lumid.catalog.shards import END_OF_TAR, image_offset, sample_members
+from lumid.pipeline.connections import NO_ANSWER, NO_CONNECTION
 from lumid.pipeline.ingest import BatchResult, SeriesResult
 
 ACCOUNT = b"lumid.account"
@@ -30,13 +31,17 @@ UNFETCHED = "fetch_failed"
 
 @dataclass(frozen=True, slots=True)
 class SeriesAccount:
-    """What a part holds of one series; ``unfetched``: frames that the archive did not give."""
+    """What a part holds of one series.
+
+    ``unfetched``: frames that the archive did not give; ``unreached``: those of them for which nobody answered at all.
+    """
 
     lock_row: int
     objects: int
     kept: int
     rejected: int
     unfetched: int = 0
+    unreached: int = 0
 
     @property
     def planned(self) -> int:
@@ -77,6 +82,11 @@ class PartAccount:
     def unfetched(self) -> frozenset[int]:
         """Series, by their rows of the lock, that the archive did not give whole."""
         return frozenset(one.lock_row for one in self.series if one.unfetched)
+
+    @property
+    def unreached(self) -> bool:
+        """Whether nobody answered for any of it."""
+        return bool(self.series) and all(one.unreached and one.unreached == one.planned for one in self.series)
 
     def without(self, lock_rows: frozenset[int]) -> PartAccount:
         """The account without these series."""
@@ -140,8 +150,10 @@ def write_part(files: PartFiles, result: BatchResult, seconds: float) -> PartAcc
 def series_account(series: SeriesResult) -> SeriesAccount:
     """The account of a series that was ingested."""
     rejected = sum(row.frames for row in series.rejects)
-    unfetched = sum(row.frames for row in series.rejects if row.code == UNFETCHED)
-    return SeriesAccount(series.lock_row, series.objects, len(series.samples), rejected, unfetched)
+    lost = [row for row in series.rejects if row.code == UNFETCHED]
+    unreached = sum(row.frames for row in lost if NO_CONNECTION in row.message or NO_ANSWER in row.message)
+    unfetched = sum(row.frames for row in lost)
+    return SeriesAccount(series.lock_row, series.objects, len(series.samples), rejected, unfetched, unreached)
 
 
 def write_rejects_of(files: PartFiles, rejects: pa.Table, lock_rows: Sequence[int]) -> None:
@@ -152,8 +164,7 @@ def write_rejects_of(files: PartFiles, rejects: pa.Table, lock_rows: Sequence[in
 def write_rows(files: PartFiles, rows: pa.Table, lock_rows: Sequence[int], account: PartAccount) -> None:
     """Write a part's rows (under :data:`CATALOG`, by key) with the row of the lock of each, and the account: the part is whole."""
     table = rows.append_column(LOCK_ROW, pa.array(lock_rows, LOCK_ROW.type))
-    series = [(one.lock_row, one.objects, one.kept, one.rejected, one.unfetched) for one in account.series]
-    facts = {"series": series, "source_bytes": account.source_bytes, "sample_bytes": account.sample_bytes,
+    facts = {"series": [astuple(one) for one in account.series], "source_bytes": account.source_bytes, "sample_bytes": account.sample_bytes,
              "seconds": account.seconds}  # fmt: skip
     write_table(files.rows, table.replace_schema_metadata({ACCOUNT: json.dumps(facts)}))
 

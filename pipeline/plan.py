@@ -160,7 +160,19 @@ def plan(recipe: Recipe, index: Path | None = None) -> Plan:
 def pin(recipe: Recipe, index: Path | None = None) -> pa.Table:
     """The lock's rows of a recipe's archives, under :data:`~lumid.catalog.lock.LOCK`: the plan without its summary."""
     keyer = make_keyer(recipe.deid)
-    return draw_sample(_pin_all(recipe, keyer, index), recipe.sample, keyer)
+    pinned = draw_sample(_pin_all(recipe, keyer, index), recipe.sample, keyer)
+    check_selection(recipe, pinned)
+    return pinned
+
+
+def check_selection(recipe: Recipe, pinned: pa.Table) -> None:
+    """Refuse a recipe of archives alone of which nothing is left. Raises :class:`RecipeError`."""
+    listed = any(isinstance(source, FolderSettings | PydicomSettings) for source in recipe.sources)
+    if not listed and pinned.num_rows == 0:
+        raise RecipeError(
+            f"recipe '{recipe.name}' selects no series: no collection has what its modalities, body parts, licences and "
+            "sizes allow together, or the sample is too small for a patient"
+        )
 
 
 def _pin_all(recipe: Recipe, keyer: Keyer, index: Path | None) -> pa.Table:

@@ -21,6 +21,8 @@ from lumid.catalog.settings import explain_all
 
 Modality = Literal["CT", "MR", "PT", "CR", "DX", "MG", "XA", "RF", "NM", "US", "SC", "OT"]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+Address = Annotated[str, Field(pattern=r"^https?://[A-Za-z0-9.\[\]:_-]+(/\S*)?$")]
+"""Of a server: ``https://host``, with a port or a path where it has them."""
 
 
 class _Section(BaseModel):
@@ -77,6 +79,12 @@ class IdcSettings(_Section):
     max_slices: Annotated[int, Field(ge=1)] | None = None
     max_series_mb: Annotated[float, Field(gt=0)] | None = None
     analysis_results: bool = False
+
+    @model_validator(mode="after")
+    def _some_size_fits(self) -> IdcSettings:
+        if self.max_slices is not None and self.max_slices < self.min_slices:
+            raise ValueError("max_slices is below min_slices: no series has both")
+        return self
 
 
 class TciaSettings(_Section):
@@ -138,10 +146,10 @@ class FetchSettings(_Section):
     requests: Annotated[int, Field(ge=1, le=1024)] = 32
     attempts: Annotated[int, Field(ge=1, le=20)] = 5
     timeout_s: Annotated[float, Field(gt=0)] = 60.0
-    s3_endpoint: str = "https://s3.amazonaws.com"
-    gs_endpoint: str = "https://storage.googleapis.com"
-    nbia_url: str = "https://nbia.cancerimagingarchive.net/nbia-api/services/v4"
-    nih_url: str = "https://nihcc.box.com/shared/static"
+    s3_endpoint: Address = "https://s3.amazonaws.com"
+    gs_endpoint: Address = "https://storage.googleapis.com"
+    nbia_url: Address = "https://nbia.cancerimagingarchive.net/nbia-api/services/v4"
+    nih_url: Address = "https://nihcc.box.com/shared/static"
 
 
 class DeidSettings(_Section):
@@ -381,7 +389,7 @@ def _only(sources: Sequence[AnySource], wanted: Sequence[str]) -> tuple[AnySourc
     known = [name for _, held in having for name in held]
     for name in wanted:
         if plain_name(name) not in map(plain_name, known):
-            raise RecipeError(f"--collection {name}: not among the recipe's collections{did_you_mean(name, known)}")
+            raise RecipeError(f"collection '{name}': not among the recipe's{did_you_mean(name, known)}")
     kept: list[AnySource] = []
     for source, held in having:
         chosen = tuple(name for name in held if plain_name(name) in names)

@@ -71,7 +71,7 @@ def build(
 
         lumid build --lock plan.lock.parquet --out again
 
-        lumid build --lock plan.lock.parquet --cache /data/raw --offline --out again
+        lumid build lumid --lock plan.lock.parquet --cache /data/raw --offline --out again
 
         lumid build lumid.toml --scheduler tcp://10.0.0.1:8786
     """
@@ -173,7 +173,8 @@ def status(
     if as_json:
         typer.echo(json.dumps(asdict(found)))
         return
-    typer.echo(f"{dataset}: {found.state} ({found.name})")
+    note = f"; {found.phase}" if found.state == "finished" and found.phase != "done" else ""
+    typer.echo(f"{dataset}: {found.state} ({found.name}){note}")
     if found.state != "finished":
         typer.echo(
             f"  phase {found.phase}: {found.batches_done:,} of {found.batches:,} batches, {found.objects_done:,} of {found.objects:,} objects"

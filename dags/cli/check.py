@@ -19,6 +19,7 @@ from lumid.dags.cli.tables import Format, printable, write_rows
 if TYPE_CHECKING:
     from lumid.catalog.diff import Change, Difference, LockDifference, Sharing
     from lumid.catalog.verify import Verification
+    from lumid.pipeline.recipe import Recipe
 
 SHOWN_FINDINGS = 30
 SHOWN_CHANGES = 20
@@ -43,8 +44,15 @@ def verify(
     ] = None,
     recipe: Annotated[
         str | None,
-        typer.Option(help="--repair: its recipe, where it reads several folders or a private key.", show_default=False),
+        typer.Option(
+            help="--repair: its recipe, where that has several folders, a private key or a [fetch] of its own.",
+            show_default=False,
+        ),
     ] = None,
+    cache: Annotated[
+        str | None, typer.Option(metavar="DIR_OR_URL", help="--repair: take the archives' files from here first.")
+    ] = None,
+    offline: Annotated[bool, typer.Option("--offline", help="--repair: from the cache alone.")] = False,
     workers: Annotated[
         int | None, typer.Option(min=1, help="Threads; by default one a core.", show_default=False)
     ] = None,
@@ -65,14 +73,14 @@ def verify(
     """
     from lumid.catalog.verify import verify as run
 
-    if (source or recipe) and not mend:
-        raise UsageError("--source and --recipe say from what to repair: add --repair")
+    if (source or recipe or cache or offline) and not mend:
+        raise UsageError("--source, --recipe, --cache and --offline say from what to repair: add --repair")
     if source and recipe:
         raise UsageError("give --source or --recipe, not both")
     with _progress() as progress:
         found = run(dataset, deep=deep, workers=workers, progress=progress)
     if mend and not found.sound:
-        _repair(dataset, found, source, recipe, workers)
+        _repair(dataset, found, _repair_recipe(dataset, source, recipe, cache, offline=offline), workers)
         with _progress() as progress:
             found = run(dataset, deep=deep, workers=workers, progress=progress)
     if as_json:
@@ -82,14 +90,22 @@ def verify(
     raise typer.Exit(EXIT_DONE if found.sound else EXIT_FAILED)
 
 
-def _repair(dataset: Path, found: Verification, source: str | None, recipe: str | None, workers: int | None) -> None:
+def _repair_recipe(
+    dataset: Path, source: str | None, recipe: str | None, cache: str | None, *, offline: bool
+) -> Recipe:
     from lumid.catalog.layout import read_manifest
-    from lumid.dags.cluster import ClusterSettings
-    from lumid.dags.progress import BuildProgress
-    from lumid.dags.repair import recipe_of, repair
-    from lumid.pipeline.recipe import load_recipe
+    from lumid.dags.repair import recipe_of
+    from lumid.pipeline.recipe import load_recipe, with_overrides
 
     chosen = load_recipe(recipe) if recipe else recipe_of(read_manifest(dataset), source)
+    return with_overrides(chosen, cache=cache, offline=offline)
+
+
+def _repair(dataset: Path, found: Verification, chosen: Recipe, workers: int | None) -> None:
+    from lumid.dags.cluster import ClusterSettings
+    from lumid.dags.progress import BuildProgress
+    from lumid.dags.repair import repair
+
     console = Console(stderr=True, highlight=False)
     done = repair(dataset, found, chosen, ClusterSettings(None, workers), BuildProgress(console))
     typer.echo(
@@ -144,7 +160,7 @@ def diff(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Compare two data sets: what they share, by key and by pixels, what they do not, and why.
+    """Compare two data sets by their catalogs (lumid verify compares a catalog with its shards): what they share, by key and by pixels, what they do not, and why.
 
     Ends with exit code 0 when both hold the same samples with the same descriptions, 1 when not.
 

@@ -24,7 +24,7 @@ from obstore.exceptions import BaseError, InvalidPathError
 from obstore.store import S3Store
 
 from lumid._version import __version__
-from lumid.pipeline.connections import CONNECT_S
+from lumid.pipeline.connections import CONNECT_S, NO_ANSWER, NO_CONNECTION
 from lumid.pipeline.download import TRANSIENT, StoppedError, waited_turn
 from lumid.pipeline.recipe import FetchSettings
 
@@ -188,10 +188,10 @@ def missed(error: Exception, timeout_s: float) -> Missed:
     if isinstance(error, InvalidPathError):
         return Missed("an object's name cannot be read")
     if isinstance(error, TimeoutError) or "kind: Timeout" in text:
-        return Missed(f"no answer in {timeout_s:g} s")
+        return Missed(f"{NO_ANSWER} {timeout_s:g} s")
     if "HTTP error" not in text and "HttpError" not in text:
         return Missed("not the answer of a bucket")
-    return Missed("cannot connect" if "kind: Connect," in text else "the connection broke off")
+    return Missed(NO_CONNECTION if "kind: Connect," in text else "the connection broke off")
 
 
 _loops: dict[int, asyncio.AbstractEventLoop] = {}

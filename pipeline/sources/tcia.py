@@ -30,7 +30,8 @@ from lumid.pipeline.recipe import FetchSettings, TciaSettings
 from lumid.pipeline.reject import Reject
 from lumid.pipeline.sources import Blob, ObjectRef, Series
 
-SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+SAFE_NAME = re.compile(r"[0-9][0-9.-]{0,63}(\.dcm)?|[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}(\.dcm)?")
+"""Names that the archive itself makes: numbers, UIDs and uuids. Whatever else a file is called is hashed."""
 MD5_LIST = re.compile(r"md5.*\.csv", re.IGNORECASE)
 NO_OBJECT = re.compile(r"license.*|.*\.(csv|txt|html|pdf)", re.IGNORECASE)
 """What the archive puts beside the objects: the licence's text, and lists."""

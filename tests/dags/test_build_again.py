@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import shutil
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -64,8 +65,8 @@ class Archive:
         ]  # fmt: skip
         return pa.Table.from_pylist(rows, schema=LOCK)
 
-    def build(self, out: Path, workers: int = 1) -> Manifest:
-        fetch = FetchSettings(s3_endpoint=self.endpoint, attempts=1, timeout_s=5)
+    def build(self, out: Path, workers: int = 1, **more: Any) -> Manifest:
+        fetch = FetchSettings(s3_endpoint=self.endpoint, attempts=1, timeout_s=5, **more)
         recipe = Recipe(
             name="part", sources=(IdcSettings(),), fetch=fetch, shards=ShardSettings(size_mb=0.02, batch_slices=4)
         )
@@ -298,3 +299,30 @@ def test_another_lock_is_refused_even_when_its_place_is_being_taken(
     other = replace(made, series={uid: SERIES[uid] for uid in ("1.2.1", "1.2.2")})
     with pytest.raises(UsageError, match="another lock"):
         other.build(tmp_path / "ds")
+
+
+def test_archives_that_cannot_be_reached_are_one_line_and_harm_nothing(endpoint: str, tmp_path: Path) -> None:
+    made = archive(endpoint, SERIES)
+    made.give("1.2.1")
+    made.build(tmp_path / "ds")
+    nobody = replace(made, endpoint="http://127.0.0.1:9")
+    begun = time.monotonic()
+    with pytest.raises(LumidError, match="the archives cannot be reached"):
+        nobody.build(tmp_path / "other", gs_endpoint="http://127.0.0.1:9")
+    assert nobody.build(tmp_path / "ds", gs_endpoint="http://127.0.0.1:9").counts.kept == 3
+    assert time.monotonic() - begun < 20
+    assert not (tmp_path / "other").exists()
+
+
+def test_a_network_that_goes_away_ends_the_build_and_the_next_goes_on(
+    endpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    many = {f"1.2.{number}": plain(f"1.2.{number}", 1) for number in range(1, 60)}
+    made = archive(endpoint, many)
+    made.give(*many)
+    monkeypatch.setattr(building, "archives_answer", lambda _: True)
+    nobody = replace(made, endpoint="http://127.0.0.1:9")
+    with pytest.raises(LumidError, match=r"nobody has answered for 4\d series in a row: check the network"):
+        nobody.build(tmp_path / "ds")
+    assert made.build(tmp_path / "ds").rejects == {}
+    same(tmp_path / "ds", scratch(made, tmp_path / "scratch"))

@@ -132,11 +132,31 @@ def test_what_a_killed_repair_has_made_is_not_made_again(
     seen = {}
     with monkeypatch.context() as patch:
         made = repairing._made_again
-        patch.setattr(repairing, "_made_again", lambda plan, work: seen.update(
-            {path: path.stat().st_mtime_ns for path in work.parts.glob("*.tar")}) or made(plan, work))  # fmt: skip
+        patch.setattr(repairing, "_made_again", lambda generations: seen.update(
+            {files.samples: files.samples.stat().st_mtime_ns for one in generations for files in one}
+        ) or made(generations))  # fmt: skip
         mend(dataset, recipe_for(source))
     assert seen == parts
     assert files_of(dataset) == files_of(pristine)
+
+
+def test_what_is_whole_needs_no_source(dataset: Path, pristine: Path, tmp_path: Path) -> None:
+    """Only bytes after the last sample are wrong: nothing has to be made again."""
+    for shard in (dataset / "shards").iterdir():
+        grow(shard)
+    assert mend(dataset, recipe_for(tmp_path / "gone")).series == 0
+    assert files_of(dataset) == files_of(pristine)
+
+
+def test_what_can_be_mended_is_although_some_cannot(dataset: Path, pristine: Path, tmp_path: Path) -> None:
+    first, second, *_ = sorted((dataset / "shards").iterdir())
+    grow(first)
+    flip(700)(second)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "x.dcm").write_bytes(b"")
+    with pytest.raises(LumidError):
+        mend(dataset, recipe_for(tmp_path / "other"))
+    assert not Layout(dataset).work.exists()
 
 
 def test_a_source_that_has_changed_is_refused_and_nothing_is_touched(
@@ -153,7 +173,7 @@ def test_a_source_that_has_changed_is_refused_and_nothing_is_touched(
         flip(700)(shard)
     (dataset / "shards" / read_manifest(dataset).shards[0].name).unlink()
     before = files_of(dataset / "shards")
-    with pytest.raises(DatasetError, match=r"cannot be mended: .* nothing of it was changed"):
+    with pytest.raises(DatasetError, match=r"of \d+ shards were mended; .* left as it is"):
         mend(dataset, recipe_for(other))
     changed = {name for name, data in files_of(dataset / "shards").items() if before.get(name) != data}
     assert all(name not in changed or verify_shard(dataset, name) for name in before)

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import boto3
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from moto.server import ThreadedMotoServer
@@ -259,7 +260,7 @@ def test_only_some_collections() -> None:
     assert isinstance(xrays, NihSettings)
     with pytest.raises(RecipeError, match="did you mean 'lidc_idri'"):
         with_overrides(recipe, collections=["lidc"])
-    with pytest.raises(RecipeError, match="not among the recipe's collections"):
+    with pytest.raises(RecipeError, match="not among the recipe's"):
         with_overrides(recipe, collections=["pseudo_phi_dicom_data"])  # the recipe leaves it out
 
 
@@ -322,3 +323,23 @@ def test_what_is_not_a_lock_is_refused(tmp_path: Path) -> None:
         read_lock(tmp_path / "other.parquet")
     with pytest.raises(RecipeError, match="is a folder"):
         write_lock(tmp_path, pin(SMALL), SMALL)
+
+
+def test_a_recipe_that_selects_nothing_is_refused() -> None:
+    recipe = Recipe(name="none", sources=(IdcSettings(collections=("lidc_idri",), modalities=("MG",)),))
+    with pytest.raises(RecipeError, match="selects no series"):
+        pin(recipe)
+    with pytest.raises(ValueError, match="max_slices is below min_slices"):
+        IdcSettings(min_slices=50, max_slices=3)
+
+
+def test_a_lock_whose_rows_were_changed_is_refused(tmp_path: Path) -> None:
+    recipe = Recipe(name="part", sources=(IdcSettings(collections=("tcga_sarc",)),))
+    write_lock(tmp_path / "lock.parquet", pin(recipe), recipe)
+    assert read_lock(tmp_path / "lock.parquet", recipe)[0].num_rows
+    table = pq.read_table(tmp_path / "lock.parquet")
+    free = table.set_column(table.schema.get_field_index("license"), "license", pa.array(["CC0"] * table.num_rows))
+    for other in (table.slice(1), free, pa.concat_tables([table, table]), table.replace_schema_metadata(None)):
+        pq.write_table(other, tmp_path / "changed.parquet")
+        with pytest.raises(RecipeError, match="not those that were written"):
+            read_lock(tmp_path / "changed.parquet", recipe)

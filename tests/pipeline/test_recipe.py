@@ -8,7 +8,15 @@ import pytest
 
 from lumid.catalog.collections import collections, of_source
 from lumid.catalog.errors import RecipeError
-from lumid.pipeline.recipe import load_recipe, make_keyer, make_recipe, parse_portable, parse_recipe, shipped_recipes
+from lumid.pipeline.recipe import (
+    FetchSettings,
+    load_recipe,
+    make_keyer,
+    make_recipe,
+    parse_portable,
+    parse_recipe,
+    shipped_recipes,
+)
 
 BASE = Path()
 MINIMAL = 'name = "mine"\n[[sources]]\nkind = "pydicom"\n'
@@ -72,6 +80,13 @@ def test_errors_name_file_key_and_what_is_allowed(text: str, words: list[str]) -
         assert word in str(caught.value)
     assert "\n" not in str(caught.value)
     assert str(caught.value).count("f.toml") == 1, "one thing is wrong, one thing is said"
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:8080", "ftp://host", "https://", "http://a b", "s3://bucket"])
+def test_an_address_that_is_none_is_refused(address: str) -> None:
+    with pytest.raises(ValueError, match="s3_endpoint"):
+        FetchSettings(s3_endpoint=address)
+    FetchSettings(s3_endpoint="http://127.0.0.1:8080/path", gs_endpoint="http://[::1]:80")
 
 
 def test_unknown_recipe_lists_the_shipped_ones() -> None:
