@@ -27,6 +27,8 @@ def normalize_colour(stored: Stored, header: FrameHeader, *, grey: bool) -> Inte
     if stored.ndim == 2:
         stored = apply_color_lut(stored, header.dataset)[..., :3]
         depth = stored.dtype.itemsize * 8
+        if depth == 16 and int(stored.max()) < 256:
+            depth = 8  # a palette of 8 bits that says it has 16
     else:
         depth = int(header.number("BitsStored") or stored.dtype.itemsize * 8)
     rgb = _to_8_bits(stored, depth)
@@ -37,17 +39,19 @@ def normalize_colour(stored: Stored, header: FrameHeader, *, grey: bool) -> Inte
 
 
 def normalize_grey_8(stored: Stored, header: FrameHeader) -> Intensities:
-    """A grey frame of at most 8 bits, as displayed: ``uint8 [rows, columns]``."""
+    """A grey frame of at most 8 bits without a VOI transformation, as displayed: ``uint8 [rows, columns]``."""
     pixels = _to_8_bits(stored, int(header.number("BitsStored") or 8))
     return _display(np.bitwise_not(pixels) if is_inverted(header) else pixels)
 
 
 def _to_8_bits(stored: Stored, depth: int) -> npt.NDArray[np.uint8]:
+    if stored.dtype.kind == "i":
+        stored = stored.astype(np.int64) + (1 << (depth - 1))
     if depth > 8:
         stored = np.right_shift(stored, depth - 8)
     elif depth < 8:
         stored = stored.astype(np.uint16) * 255 // ((1 << depth) - 1)
-    pixels: npt.NDArray[np.uint8] = stored.astype(np.uint8)
+    pixels: npt.NDArray[np.uint8] = np.minimum(stored, 255).astype(np.uint8)
     return pixels
 
 

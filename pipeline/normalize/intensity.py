@@ -1,20 +1,26 @@
-"""What all modalities share: stored values → values in their unit → stored again, affinely, in 8 or 16 bits."""
+"""What all modalities share: stored values → values in their unit → stored again, affinely, in 8 or 16 bits.
+
+Everything here is a function of one stored value, and is computed in double precision: where an image has more pixels
+than different values, once for each value that can occur.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from pydicom.pixels.processing import apply_modality_lut
 
 from lumid.catalog.codecs import Pixels
 from lumid.pipeline.decode import FrameHeader, Stored
+from lumid.pipeline.normalize.luts import LookupTable, first_table
 
-Values = npt.NDArray[np.float32]
+Values = npt.NDArray[np.float64]
 LOW_PERCENTILE, HIGH_PERCENTILE = 0.1, 99.9
 MAX_FLOAT_VALUES = 1 << 16
+VALUE_TRANSFORM = "PixelValueTransformationSequence"
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,53 +49,105 @@ class Histogram:
     counts: npt.NDArray[np.int64]
 
 
-def quantize(values: npt.NDArray[np.floating], span: Range, bits: int, unit: str) -> Intensities:
-    """Values in a unit → ``bits``-bit pixels that are linear over ``span``, clipped at its ends."""
-    white = (1 << bits) - 1
-    slope = (span.high - span.low) / white
-    scaled = np.clip((values - np.float32(span.low)) * np.float32(1 / slope), 0, white)
-    # a value that is not a number has no place on the scale: it is stored as the darkest
-    np.nan_to_num(scaled, copy=False, nan=0.0)
-    pixels = np.rint(scaled).astype(np.uint16 if bits == 16 else np.uint8)
-    return Intensities(pixels, slope, span.low, unit)
+@dataclass(frozen=True, slots=True)
+class ModalityLut:
+    """Stored values → modality units: through a table where there is one, else by slope and intercept (PS3.3 C.11.1)."""
+
+    slope: float = 1.0
+    intercept: float = 0.0
+    table: LookupTable | None = None
+
+    def __call__(self, stored: Values) -> Values:
+        """The values in modality units of stored values, any shape."""
+        return stored * self.slope + self.intercept if self.table is None else self.table(stored)
+
+
+def modality_lut(header: FrameHeader, modality: str = "") -> ModalityLut:
+    """The modality LUT of a frame: a LUT sequence where there is one, else slope and intercept, the frame's own first.
+
+    Of XA and RF the sequence is left out: theirs leads to values that are linear in X-ray intensity, not to the ones that
+    are displayed, and their windows are given in stored values (PS3.3 C.8.7.1.1.2).
+    """
+    if modality not in ("XA", "RF") and header.get("ModalityLUTSequence"):
+        signed = header.number("PixelRepresentation") == 1
+        if (table := first_table(header, "ModalityLUTSequence", signed=signed)) is not None:
+            return ModalityLut(table=table)
+    return ModalityLut(*rescale_parameters(header))
 
 
 def rescale(stored: Stored, header: FrameHeader) -> Values:
-    """The modality LUT: stored values → modality units, ``float32 [rows, columns]`` (PS3.3 C.11.1).
-
-    A LUT sequence where there is one, else slope and intercept, of the frame where it has its own.
-    """
-    if header.get("ModalityLUTSequence"):
-        return np.asarray(apply_modality_lut(stored, header.dataset), dtype=np.float32)
-    slope, intercept = rescale_parameters(header)
-    values = stored.astype(np.float32)
-    if slope != 1.0:
-        values *= np.float32(slope)
-    if intercept != 0.0:
-        values += np.float32(intercept)
-    return values
+    """Stored values in modality units, ``float64`` of the same shape."""
+    return modality_lut(header)(stored.astype(np.float64))
 
 
 def rescale_parameters(header: FrameHeader) -> tuple[float, float]:
     """Rescale slope and intercept of a frame; 1 and 0 where it states none (PS3.3 C.11.1.1.2)."""
-    macro = "PixelValueTransformationSequence"
-    slope, intercept = header.number("RescaleSlope", macro), header.number("RescaleIntercept", macro)
+    slope, intercept = (
+        header.number("RescaleSlope", VALUE_TRANSFORM),
+        header.number("RescaleIntercept", VALUE_TRANSFORM),
+    )
     return (slope if slope else 1.0), (intercept if intercept is not None else 0.0)
 
 
-def padding_mask(stored: Stored, header: FrameHeader) -> npt.NDArray[np.bool_] | None:
-    """Where pixels are padding, not image: PixelPaddingValue, or its range (PS3.3 C.7.5.1.1.2); None for nowhere."""
+def by_value(stored: Stored, function: Callable[[Values], Pixels]) -> Pixels:
+    """``function`` of every stored value: ``uint8 | uint16`` of the shape of ``stored``.
+
+    It must be a function of the single value. It is given ``float64`` values, of a shape of its own choosing.
+    """
+    if stored.dtype.kind in "iu" and stored.dtype.itemsize <= 2:
+        low, high = int(stored.min()), int(stored.max())
+        if high - low < stored.size:
+            table = function(np.arange(low, high + 1, dtype=np.float64))
+            unsigned = np.dtype(f"u{stored.dtype.itemsize}")
+            places = stored.astype(unsigned, copy=False) - unsigned.type(low % (1 << 8 * unsigned.itemsize))
+            return table.take(places, mode="clip")  # of all ways the fastest; nothing is there to be clipped
+    return function(stored.astype(np.float64))
+
+
+def quantized(values: Values, span: Range, bits: int) -> Pixels:
+    """Values → ``bits``-bit pixels that are linear over ``span``, clipped at its ends; no number becomes the darkest."""
+    scaled = (values - span.low) / step_of(span, bits)
+    scaled = np.clip(np.nan_to_num(scaled, nan=0.0), 0, (1 << bits) - 1)
+    whole = np.rint(scaled)
+    return whole.astype(np.uint16) if bits == 16 else whole.astype(np.uint8)
+
+
+def step_of(span: Range, bits: int) -> float:
+    """How much of the unit one step of a stored value is."""
+    return (span.high - span.low) / ((1 << bits) - 1)
+
+
+def quantize(values: npt.NDArray[np.floating], span: Range, bits: int, unit: str) -> Intensities:
+    """Values in a unit → an image that is linear over ``span``, clipped at its ends."""
+    return Intensities(quantized(values.astype(np.float64), span, bits), step_of(span, bits), span.low, unit)
+
+
+def padding_range(stored: Stored, header: FrameHeader) -> tuple[int, int] | None:
+    """The stored values that are padding, not image, both ends included; None where there are none (PS3.3 C.7.5.1.1.2).
+
+    A padding value is believed by its bits: some write it with the wrong sign.
+    """
     first = header.number("PixelPaddingValue")
     if first is None or stored.dtype.kind not in "iu":
         return None
     last = header.number("PixelPaddingRangeLimit")
     info = np.iinfo(stored.dtype)
-    # written with the wrong sign by some: the bits are what counts
     low, high = sorted(_wrap(value, info) for value in (first, first if last is None else last))
-    if low == high == 0 and info.min == 0:
-        return None  # "padding 0" on unsigned data is as often plain black; both end as the darkest value
-    mask: npt.NDArray[np.bool_] = (stored >= low) & (stored <= high)
-    return mask if mask.any() else None
+    return low, high
+
+
+def padded(function: Callable[[Values], Pixels], padding: tuple[int, int] | None) -> Callable[[Values], Pixels]:
+    """``function``, but 0 for the stored values that are padding."""
+    if padding is None:
+        return function
+    low, high = padding
+
+    def padding_is_dark(stored: Values) -> Pixels:
+        pixels = function(stored)
+        pixels[(stored >= low) & (stored <= high)] = 0
+        return pixels
+
+    return padding_is_dark
 
 
 def _wrap(value: float, info: np.iinfo[Any]) -> int:
@@ -101,14 +159,36 @@ def _wrap(value: float, info: np.iinfo[Any]) -> int:
     return number - span if number > info.max else number
 
 
-def histogram(values: npt.NDArray[np.generic]) -> Histogram:
-    """The histogram of one frame's values; of floating-point images with many, a regular sample of them."""
-    flat = values.reshape(-1)
-    distinct, counts = np.unique(flat, return_counts=True)
-    if distinct.size > MAX_FLOAT_VALUES:
-        distinct, counts = np.unique(flat[:: -(-flat.size // MAX_FLOAT_VALUES)], return_counts=True)
-    finite = np.isfinite(distinct)
-    return Histogram(distinct[finite].astype(np.float64), counts[finite].astype(np.int64))
+def histogram(stored: npt.NDArray[np.generic], padding: tuple[int, int] | None = None) -> Histogram:
+    """The histogram of one frame's stored values; of images with very many different ones, of a regular sample.
+
+    Pixels within ``padding`` are not counted, and neither is what is not a finite number.
+    """
+    flat = stored.reshape(-1)
+    if flat.size and flat.dtype.kind in "iu" and flat.dtype.itemsize <= 2:
+        start = int(flat.min())
+        counts = np.bincount(np.subtract(flat, start, dtype=np.intp))
+        distinct = np.flatnonzero(counts)
+        counts, distinct = counts[distinct], distinct + start
+    else:
+        distinct, counts = np.unique(flat, return_counts=True)
+        if distinct.size > MAX_FLOAT_VALUES:
+            distinct, counts = np.unique(flat[:: -(-flat.size // MAX_FLOAT_VALUES)], return_counts=True)
+    kept = np.isfinite(distinct)
+    if padding is not None:
+        kept &= (distinct < padding[0]) | (distinct > padding[1])
+    return Histogram(distinct[kept].astype(np.float64), counts[kept].astype(np.int64))
+
+
+def frame_histogram(stored: Stored, header: FrameHeader, modality: str = "") -> Histogram:
+    """What one frame adds to the histogram of its series: its values in modality units, padding left out."""
+    padding = padding_range(stored, header)
+    # in an image without negative values, 0 is as often plain black as it is padding
+    found = histogram(stored, None if padding == (0, 0) and stored.dtype.kind == "u" else padding)
+    with np.errstate(over="ignore", invalid="ignore"):
+        values = modality_lut(header, modality)(found.values)
+    kept = np.isfinite(values)
+    return Histogram(values[kept], found.counts[kept])
 
 
 def robust_range(histograms: list[Histogram]) -> Range | None:
@@ -127,4 +207,5 @@ def robust_range(histograms: list[Histogram]) -> Range | None:
     high = float(values[last])
     if low >= high:  # nearly all values are one: the extremes are then what there is to see
         low, high = float(values[0]), float(values[-1])
-    return Range(low, high)
+    # a scale must be a number whose 65,535 parts are numbers
+    return Range(low, high) if np.finfo(np.float64).tiny < (high - low) / 65535 < np.inf else None
