@@ -45,7 +45,7 @@ def normalize(
         return normalize_suv(stored, header, factor, bits)
     if modality in ("CT", "MR", "NM", "PT"):
         return normalize_relative(stored, header, series_range, bits) if series_range else Reject("select", "constant")
-    if modality in ("US", "SC", "OT") and stored.dtype.itemsize == 1:
+    if stored.dtype.itemsize == 1:
         if voi_of(header) is None and not header.get("ModalityLUTSequence"):
             return normalize_grey_8(stored, header)
         bits = 8  # 16 would hold nothing more

@@ -100,7 +100,8 @@ def by_value(stored: Stored, function: Callable[[Values], Pixels]) -> Pixels:
             table = function(np.arange(low, high + 1, dtype=np.float64))
             unsigned = np.dtype(f"u{stored.dtype.itemsize}")
             places = stored.astype(unsigned, copy=False) - unsigned.type(low % (1 << 8 * unsigned.itemsize))
-            return table.take(places, mode="clip")  # of all ways the fastest; nothing is there to be clipped
+            pixels: Pixels = table.take(places, mode="clip")  # the fastest way; nothing is there to be clipped
+            return pixels
     return function(stored.astype(np.float64))
 
 

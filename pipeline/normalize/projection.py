@@ -38,7 +38,6 @@ def normalize_projection(stored: Stored, header: FrameHeader, bits: int, modalit
     inverted = is_inverted(header)
     if padding == (0, 0) and stored.dtype.kind == "u" and not inverted:
         padding = None  # it is black by itself
-    unit = "P-value" if header.term("PresentationLUTShape") else "display"
 
     def show(voi: Callable[[Values], Values]) -> Pixels:
         def store(values: Values) -> Pixels:
@@ -47,14 +46,19 @@ def normalize_projection(stored: Stored, header: FrameHeader, bits: int, modalit
 
         return by_value(stored, padded(store, padding))
 
-    voi = voi_of(header)
+    voi = voi_of(header, real=stored.dtype.kind == "f")
     pixels = show(voi) if voi is not None else None
     if pixels is None or pixels.min() == pixels.max():
         span = robust_range([frame_histogram(stored, header, modality)])
         if span is None:
             return None
         pixels = show(lambda values: _clip((values - span.low) / (span.high - span.low)))
-    return Intensities(pixels, step_of(FULL, bits), 0.0, unit)
+    return Intensities(pixels, step_of(FULL, bits), 0.0, display_unit(header))
+
+
+def display_unit(header: FrameHeader) -> str:
+    """P-value, perceptually linear, where the header says that its values lead to them; else just display."""
+    return "P-value" if header.term("PresentationLUTShape") else "display"
 
 
 def is_inverted(header: FrameHeader) -> bool:
@@ -66,10 +70,11 @@ def is_inverted(header: FrameHeader) -> bool:
     return header.term("PhotometricInterpretation") == "MONOCHROME1" or header.term("PresentationLUTShape") == "INVERSE"
 
 
-def voi_of(header: FrameHeader) -> Callable[[Values], Values] | None:
+def voi_of(header: FrameHeader, *, real: bool = False) -> Callable[[Values], Values] | None:
     """The first VOI LUT, else the first window, from modality units to 0 to 1; None when there is neither.
 
     Where an image has both they are alternatives (PS3.3 C.11.2), and the LUT is what a maker cannot say by a window.
+    ``real``: the stored values are real numbers, and a window LINEAR, which is for whole ones, is taken as LINEAR_EXACT.
     """
     if header.get("VOILUTSequence", VOI):
         units = modality_lut(header)
@@ -82,6 +87,8 @@ def voi_of(header: FrameHeader) -> Callable[[Values], Values] | None:
     if not centers or not widths:
         return None
     function = header.term("VOILUTFunction", VOI) or "LINEAR"
+    if real and function == "LINEAR":
+        function = "LINEAR_EXACT"
     if window(np.zeros(1), centers[0], widths[0], function) is None:
         return None
     return lambda values: _checked(window(values, centers[0], widths[0], function))
