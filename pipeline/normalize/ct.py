@@ -33,11 +33,8 @@ def has_hounsfield_units(header: FrameHeader) -> bool:
 
     Original images are in HU even where the type says US, "unspecified" (PS3.3 C.8.2.1.1.2, C.11.1.1.2).
     """
-    if header.get("ModalityLUTSequence"):
-        try:
-            return str(header.dataset.ModalityLUTSequence[0].ModalityLUTType).strip().upper() == "HU"
-        except Exception:  # a LUT that does not say to what
-            return False
+    if modality_lut(header).table is not None:
+        return FrameHeader(header.get("ModalityLUTSequence")[0], 0).term("ModalityLUTType") == "HU"
     if header.number("RescaleIntercept", VALUE_TRANSFORM) is None:
         return False
     if header.number("RescaleSlope", VALUE_TRANSFORM) is None:

@@ -6,7 +6,8 @@ than different values, once for each value that can occur.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +21,7 @@ from lumid.pipeline.normalize.luts import LookupTable, first_table
 Values = npt.NDArray[np.float64]
 LOW_PERCENTILE, HIGH_PERCENTILE = 0.1, 99.9
 MAX_FLOAT_VALUES = 1 << 16
+RANGE_BINS = 1 << 12
 VALUE_TRANSFORM = "PixelValueTransformationSequence"
 
 
@@ -42,14 +44,6 @@ class Range:
 
 
 @dataclass(frozen=True, slots=True)
-class Histogram:
-    """Distinct values and how often each occurs: ``float64 [n]`` and ``int64 [n]``."""
-
-    values: npt.NDArray[np.float64]
-    counts: npt.NDArray[np.int64]
-
-
-@dataclass(frozen=True, slots=True)
 class ModalityLut:
     """Stored values → modality units: through a table where there is one, else by slope and intercept (PS3.3 C.11.1)."""
 
@@ -60,6 +54,25 @@ class ModalityLut:
     def __call__(self, stored: Values) -> Values:
         """The values in modality units of stored values, any shape."""
         return stored * self.slope + self.intercept if self.table is None else self.table(stored)
+
+
+@dataclass(frozen=True, slots=True)
+class Histogram:
+    """Distinct stored values of a frame and how often each occurs, ``[n]``, in types that take little memory.
+
+    A series is thousands of them. ``units`` leads to the values that are compared.
+    """
+
+    values: npt.NDArray[Any]
+    counts: npt.NDArray[np.integer]
+    units: ModalityLut = ModalityLut()
+
+    def in_units(self) -> tuple[Values, npt.NDArray[np.integer]]:
+        """The values in modality units, ``float64``, and their counts; only those that are finite numbers."""
+        with np.errstate(over="ignore", invalid="ignore"):
+            values = self.units(self.values.astype(np.float64))
+        kept = np.isfinite(values)
+        return (values, self.counts) if bool(kept.all()) else (values[kept], self.counts[kept])
 
 
 def modality_lut(header: FrameHeader, modality: str = "") -> ModalityLut:
@@ -178,7 +191,7 @@ def histogram(stored: npt.NDArray[np.generic], padding: tuple[int, int] | None =
     kept = np.isfinite(distinct)
     if padding is not None:
         kept &= (distinct < padding[0]) | (distinct > padding[1])
-    return Histogram(distinct[kept].astype(np.float64), counts[kept].astype(np.int64))
+    return Histogram(distinct[kept].astype(flat.dtype), counts[kept].astype(np.uint32))
 
 
 def frame_histogram(stored: Stored, header: FrameHeader, modality: str = "") -> Histogram:
@@ -186,27 +199,63 @@ def frame_histogram(stored: Stored, header: FrameHeader, modality: str = "") -> 
     padding = padding_range(stored, header)
     # in an image without negative values, 0 is as often plain black as it is padding
     found = histogram(stored, None if padding == (0, 0) and stored.dtype.kind == "u" else padding)
-    with np.errstate(over="ignore", invalid="ignore"):
-        values = modality_lut(header, modality)(found.values)
-    kept = np.isfinite(values)
-    return Histogram(values[kept], found.counts[kept])
+    return Histogram(found.values, found.counts, modality_lut(header, modality))
 
 
-def robust_range(histograms: list[Histogram]) -> Range | None:
+def robust_range(histograms: Sequence[Histogram]) -> Range | None:
     """The 0.1 and 99.9 percentiles over a series; None when all its values are equal. Order does not matter."""
-    if not histograms:
+    ends = [
+        (float(values.min()), float(values.max()), int(counts.sum(dtype=np.int64)))
+        for values, counts in (item.in_units() for item in histograms)
+        if values.size
+    ]
+    if not ends:
         return None
-    values = np.concatenate([item.values for item in histograms])
-    counts = np.concatenate([item.counts for item in histograms])
-    if values.size == 0 or values.min() == values.max():
+    extremes = Range(min(low for low, _, _ in ends), max(high for _, high, _ in ends))
+    if not _has_steps(extremes):
         return None
-    order = np.argsort(values, kind="stable")
-    values, cumulative = values[order], np.cumsum(counts[order])
-    total = int(cumulative[-1])
-    low = float(values[np.searchsorted(cumulative, total * LOW_PERCENTILE / 100, side="right")])
-    last = min(int(np.searchsorted(cumulative, total * HIGH_PERCENTILE / 100, side="left")), values.size - 1)
-    high = float(values[last])
+    total = sum(count for _, _, count in ends)
+    first, last = (max(math.ceil(total * (share / 100)) - 1, 0) for share in (LOW_PERCENTILE, HIGH_PERCENTILE))
+    low, high = _values_at(histograms, (first, last), extremes)
     if low >= high:  # nearly all values are one: the extremes are then what there is to see
-        low, high = float(values[0]), float(values[-1])
-    # a scale must be a number whose 65,535 parts are numbers
-    return Range(low, high) if np.finfo(np.float64).tiny < (high - low) / 65535 < np.inf else None
+        return extremes
+    return Range(low, high) if _has_steps(Range(low, high)) else None
+
+
+def _has_steps(span: Range) -> bool:
+    """Whether the 65,535 parts of a range are numbers."""
+    return bool(np.finfo(np.float64).tiny < (span.high - span.low) / 65535 < np.inf)
+
+
+def _values_at(histograms: Sequence[Histogram], ranks: tuple[int, int], extremes: Range) -> list[float]:
+    """The values of two ranks, from 0, among all: exact, in two passes that hold one frame at a time.
+
+    The first counts in equal bins, the second sorts what is in the bin that a rank is in.
+    """
+
+    def bins(values: Values) -> npt.NDArray[np.int64]:
+        place = (values - extremes.low) / (extremes.high - extremes.low) * (RANGE_BINS - 1)
+        return np.clip(place, 0, RANGE_BINS - 1).astype(np.int64)
+
+    coarse = np.zeros(RANGE_BINS, np.int64)
+    for item in histograms:
+        values, counts = item.in_units()
+        # sums of counts in double precision are exact up to 2^53 pixels
+        coarse += np.bincount(bins(values), counts, minlength=RANGE_BINS).astype(np.int64)
+    cumulative = np.cumsum(coarse)
+    wanted = [int(np.searchsorted(cumulative, rank, side="right")) for rank in ranks]
+    inside: list[list[tuple[Values, npt.NDArray[np.integer]]]] = [[] for _ in ranks]
+    for item in histograms:
+        values, counts = item.in_units()
+        places = bins(values)
+        for found, place in zip(inside, wanted, strict=True):
+            here = places == place
+            found.append((values[here], counts[here]))
+    at = []
+    for rank, place, found in zip(ranks, wanted, inside, strict=True):
+        values = np.concatenate([values for values, _ in found])
+        counts = np.concatenate([counts for _, counts in found]).astype(np.int64)
+        order = np.argsort(values, kind="stable")
+        below = int(cumulative[place] - coarse[place])
+        at.append(float(values[order][np.searchsorted(below + np.cumsum(counts[order]), rank, side="right")]))
+    return at

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from typing import Any
 
 import numpy as np
@@ -155,8 +156,47 @@ def test_a_table_of_values_is_the_function_itself(pixels: np.ndarray) -> None:
 def test_a_histogram_counts_every_value(pixels: np.ndarray) -> None:
     found = histogram(pixels)
     values, counts = np.unique(pixels, return_counts=True)
-    np.testing.assert_array_equal(found.values, values.astype(np.float64))
+    np.testing.assert_array_equal(found.values, values)
     np.testing.assert_array_equal(found.counts, counts)
+
+
+@settings(deadline=None)
+@given(st.lists(st.tuples(stored_pixels(), SLOPES, INTERCEPTS), min_size=1, max_size=6), st.integers(0, 1000))
+def test_the_range_of_a_series_is_that_of_all_its_values(frames: list[Any], seed: int) -> None:
+    """Frames of several types and slopes; whatever their order, exactly two of the values."""
+    found = [
+        frame_histogram(pixels, header(pixels, Modality="MR", RescaleSlope=slope, RescaleIntercept=intercept))
+        for pixels, slope, intercept in frames
+    ]
+    values = np.sort(np.concatenate([np.repeat(*one.in_units()) for one in found]))
+    expected: Range | None = Range(*np.percentile(values, [0.1, 99.9], method="inverted_cdf").tolist())
+    assert expected is not None
+    if expected.low == expected.high:
+        expected = Range(float(values[0]), float(values[-1])) if values[0] < values[-1] else None
+    if expected is not None and expected.high - expected.low < 1e-300:
+        expected = None
+    ranges = [
+        robust_range(found),
+        robust_range(np.random.default_rng(seed).permutation(np.array(found, object)).tolist()),
+    ]
+    assert ranges[0] == ranges[1]
+    assert ranges[0] == expected
+
+
+def test_a_long_series_takes_little_memory() -> None:
+    """2,000 PET slices, each with a slope of its own and thousands of values of its own."""
+    pixels = np.random.default_rng(0).integers(0, 32768, (128, 128)).astype(np.int16)
+    frames = [
+        frame_histogram(pixels, header(pixels, Modality="PT", RescaleSlope=1 + number / 7, RescaleIntercept=0))
+        for number in range(2000)
+    ]
+    assert sum(one.values.nbytes + one.counts.nbytes for one in frames) < 160e6
+    tracemalloc.start()
+    span = robust_range(frames)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert span is not None
+    assert peak < 30e6
 
 
 def test_a_narrow_range_far_from_zero_keeps_all_its_steps() -> None:
@@ -231,6 +271,9 @@ def test_a_modality_lut_to_hounsfield_units() -> None:
     assert in_unit(run(pixels, "CT", ModalityLUTSequence=[table])).tolist() == (pixels * 3).tolist()
     other = lut(np.arange(100) * 3, 0, 16, ModalityLUTType="MGML")
     assert run(pixels, "CT", ModalityLUTSequence=[other]).unit == "a.u."
+    broken = pydicom.Dataset()
+    broken.ModalityLUTType = "HU"
+    assert run(pixels, "CT", ModalityLUTSequence=[broken]).unit == "a.u."
 
 
 def test_the_modality_lut_of_fluoroscopy_is_not_for_display() -> None:
