@@ -7,7 +7,7 @@ JOBS   ?= 2
 CORE   := $(VENV)/.installed-train
 DEV    := $(VENV)/.installed-test
 
-.PHONY: help demo test test-all lint format docs bench clean
+.PHONY: help demo test test-all lint format docs sheets bench clean
 
 help: ## list what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 12
@@ -46,6 +46,9 @@ format: $(DEV) ## let ruff put things in order
 
 docs: $(DEV) ## write the pages that are generated
 	$(BIN)/python -m lumid.catalog.schema_page > docs/catalog.md
+
+sheets: $(DEV) ## contact sheets of every real image at hand, to be looked at, in build/sheets
+	$(BIN)/python -m tests.contact_sheets build/sheets
 
 bench: $(DEV) ## run the benchmarks; each prints its ratios
 	@for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python $$file; done

@@ -94,6 +94,21 @@ class CatalogRow:
         float | None, Column("position along the slice normal", "mm", "ImagePositionPatient (0020,0032)")
     ]
     slice_count: Annotated[int, Column("frames of the same series that are in the data set")]
+    slice_index: Annotated[
+        int | None,
+        Column(
+            "place of the slice in its series, from 0: by position along the normal, one orientation after another. Frames "
+            "at one position (echoes, time points) share it"
+        ),
+    ] = None
+    slice_spacing: Annotated[
+        float | None,
+        Column("median distance between neighbouring positions of the series that are in the data set", "mm"),
+    ] = None
+    slice_gap: Annotated[
+        bool | None, Column("whether a slice is missing beside this one: a neighbour is beyond 1.5 × slice_spacing")
+    ] = None
+    slice_repeats: Annotated[int | None, Column("frames of the series at this position, this one included")] = None
 
     orig_rows: Annotated[int, Column("rows before resizing", "pixels", "Rows (0028,0010)")]
     orig_columns: Annotated[int, Column("columns before resizing", "pixels", "Columns (0028,0011)")]
@@ -108,6 +123,14 @@ class CatalogRow:
     pixel_spacing_column: Annotated[
         float | None, Column("distance between columns of the stored image", "mm", "as pixel_spacing_row")
     ]
+    spacing_kind: Annotated[
+        str | None,
+        Column(
+            "where the pixel spacing holds: patient (a slice), calibrated (a projection, corrected to the patient), detector "
+            "(a projection, magnified), nominal (of a film scanner or screen), or unstated (a projection that does not say)",
+            dicom="PixelSpacingCalibrationType (0028,0A02), ImagerPixelSpacing (0018,1164)",
+        ),
+    ] = None
     slice_thickness: Annotated[float | None, Column("nominal slice thickness", "mm", "SliceThickness (0018,0050)")]
     transfer_syntax: Annotated[str | None, Column("UID of the transfer syntax", dicom="TransferSyntaxUID (0002,0010)")]
     photometric: Annotated[
@@ -250,8 +273,8 @@ REJECTS = arrow_schema(RejectRow)
 
 SAMPLE_FIELDS = (
     "key", "modality", "body_part", "laterality", "view_position", "plane", "contrast", "collection", "license",
-    "patient", "study", "series", "frame", "slice_position", "slice_count", "pixel_spacing_row", "pixel_spacing_column",
-    "slice_thickness", "sex", "age_years", "width", "height", "bits", "channels", "intensity_unit", "store_slope",
+    "patient", "study", "series", "frame", "slice_position", "slice_count", "slice_index", "slice_spacing",
+    "slice_gap", "slice_repeats", "pixel_spacing_row", "pixel_spacing_column", "spacing_kind", "slice_thickness", "sex", "age_years", "width", "height", "bits", "channels", "intensity_unit", "store_slope",
     "store_intercept", "p01", "p50", "p99", "labels", "split",
 )  # fmt: skip
 """Fields of a sample's JSON in a shard: what a training loop wants without opening the catalog."""

@@ -1,28 +1,60 @@
-"""Where a slice lies: plane, position along its normal, and spacing from the tag that its modality means."""
+"""Where a slice lies: plane, position along its normal, spacing from the tag that its modality means, and its neighbours."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from lumid.pipeline.decode import FrameHeader
 
+Vector = npt.NDArray[np.float64]
 PROJECTIONS = frozenset({"CR", "DX", "MG", "XA", "RF"})
+PICTURES = frozenset({"SC", "OT"})
+SPACING_KINDS = ("patient", "calibrated", "detector", "nominal", "unstated")
 MAX_SPACING_MM = 100.0
 OBLIQUE_DEGREES = 20.0
+SAME_DIRECTION_DEGREES = 1.0
+SAME_POSITION_MM = 0.01
+GAP = 1.5
+"""A neighbour beyond so many times the usual distance means that a slice is missing in between."""
+
+
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """A slice in space: unit normal (patient coordinates, LPS) and position along it, mm."""
+
+    normal: tuple[float, float, float]
+    position: float
 
 
 @dataclass(frozen=True, slots=True)
 class Geometry:
-    """Plane, position along the normal (mm), spacing of the original pixels (mm) and slice thickness (mm)."""
+    """Plane, place, spacing of the original pixels (mm) and what kind it is, and slice thickness (mm)."""
 
     plane: str | None
-    slice_position: float | None
+    placed: Placed | None
     spacing_row: float | None
     spacing_column: float | None
+    spacing_kind: str | None
     slice_thickness: float | None
+
+    @property
+    def slice_position(self) -> float | None:
+        """Position along the normal, mm."""
+        return self.placed.position if self.placed else None
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A slice among those of its series; each as the catalog column ``slice_…`` of the same name."""
+
+    index: int | None = None
+    spacing: float | None = None
+    gap: bool | None = None
+    repeats: int | None = None
 
 
 def geometry(header: FrameHeader, modality: str) -> Geometry:
@@ -32,15 +64,18 @@ def geometry(header: FrameHeader, modality: str) -> Geometry:
     """
     orientation = header.numbers("ImageOrientationPatient", "PlaneOrientationSequence")
     position = header.numbers("ImagePositionPatient", "PlanePositionSequence")
+    if not orientation and modality == "NM":
+        orientation, position = _reconstructed_nm(header)
     plane = "projection" if modality in PROJECTIONS else plane_of(orientation)
-    row, column = _spacing(header, modality)
+    spacing, kind = _spacing(header, modality)
     thickness = header.number("SliceThickness", "PixelMeasuresSequence")
     return Geometry(
         plane=plane,
-        slice_position=_along_normal(orientation, position) if plane != "projection" else None,
-        spacing_row=row,
-        spacing_column=column,
-        slice_thickness=_plausible(thickness),
+        placed=_placed(orientation, position) if plane != "projection" else None,
+        spacing_row=spacing[0] if spacing else None,
+        spacing_column=spacing[1] if spacing else None,
+        spacing_kind=kind,
+        slice_thickness=thickness if thickness is not None and _is_plausible(thickness) else None,
     )
 
 
@@ -63,31 +98,109 @@ def plane_of(orientation: list[float]) -> str | None:
     return ("sagittal", "coronal", "axial")[axis]
 
 
-def _normal(orientation: list[float]) -> np.ndarray[Any, np.dtype[np.float64]] | None:
+def arrange(slices: Sequence[Placed | None]) -> list[Place]:
+    """The place of every slice among all of its series; nothing for those that have no position.
+
+    Slices whose normals are within 1° belong together, and positions within 0.01 mm are one. The result does not depend
+    on the order in which slices are given.
+    """
+    stacks: dict[tuple[float, float, float], list[int]] = {}
+    for normal, number in sorted((one.normal, number) for number, one in enumerate(slices) if one is not None):
+        near = (other for other in stacks if np.dot(other, normal) > np.cos(np.radians(SAME_DIRECTION_DEGREES)))
+        stacks.setdefault(next(near, normal), []).append(number)
+    places = [Place()] * len(slices)
+    first = 0
+    for members in stacks.values():
+        positions = np.array([one.position for number in members if (one := slices[number]) is not None])
+        levels = _levels(positions)
+        count = int(levels.max()) + 1
+        repeats = np.bincount(levels, minlength=count)
+        centers = np.bincount(levels, positions, minlength=count) / repeats
+        distances = np.diff(centers)
+        spacing = float(np.median(distances)) if count > 1 else None
+        wide = distances > GAP * spacing if spacing is not None else np.zeros(0, np.bool_)
+        gap = np.concatenate([[False], wide]) | np.concatenate([wide, [False]])
+        for number, level in zip(members, levels, strict=True):
+            places[number] = Place(
+                index=first + int(level),
+                spacing=round(spacing, 4) if spacing is not None else None,
+                gap=bool(gap[level]) if spacing is not None else None,
+                repeats=int(repeats[level]),
+            )
+        first += count
+    return places
+
+
+def _levels(positions: Vector) -> npt.NDArray[np.int64]:
+    """For every position its rank among the different ones, ``int64`` of the same shape."""
+    order = np.argsort(positions, kind="stable")
+    levels = np.empty(positions.size, np.int64)
+    levels[order] = np.concatenate([[0], np.cumsum(np.diff(positions[order]) > SAME_POSITION_MM)])
+    return levels
+
+
+def _normal(orientation: list[float]) -> Vector | None:
     if len(orientation) != 6:
         return None
-    normal = np.cross(orientation[:3], orientation[3:])
+    normal: Vector = np.cross(orientation[:3], orientation[3:])
     length = float(np.linalg.norm(normal))
     # cosines of unit length at right angles give 1; anything far from it is no orientation
     return normal / length if 0.5 < length < 1.5 else None
 
 
-def _along_normal(orientation: list[float], position: list[float]) -> float | None:
+def _placed(orientation: list[float], position: list[float]) -> Placed | None:
     normal = _normal(orientation)
     if normal is None or len(position) != 3:
         return None
-    return round(float(np.dot(normal, position)), 4)
+    x, y, z = (round(float(value), 6) + 0.0 for value in normal)  # no negative zeros
+    return Placed((x, y, z), round(float(np.dot(normal, position)), 4) + 0.0)
 
 
-def _spacing(header: FrameHeader, modality: str) -> tuple[float | None, float | None]:
-    values = header.numbers("PixelSpacing", "PixelMeasuresSequence")
-    if len(values) != 2 and modality in PROJECTIONS:
-        values = header.numbers("ImagerPixelSpacing") or header.numbers("NominalScannedPixelSpacing")
-    if len(values) != 2 and modality == "US":
-        values = _ultrasound_spacing(header)
-    if len(values) != 2:
-        return None, None
-    return _plausible(values[0]), _plausible(values[1])
+def _reconstructed_nm(header: FrameHeader) -> tuple[list[float], list[float]]:
+    """Orientation and position of a slice of reconstructed NM, which states those of the first slice alone.
+
+    The others follow along the normal, by SpacingBetweenSlices (its sign counts), in the order of SliceVector
+    (PS3.3 C.8.4.9, C.8.4.15).
+    """
+    if header.terms("ImageType")[2:3] not in (["RECON TOMO"], ["RECON GATED TOMO"]):
+        return [], []
+    detectors, spacing = header.get("DetectorInformationSequence"), header.number("SpacingBetweenSlices")
+    try:
+        first = FrameHeader(detectors[0], 0)
+    except (TypeError, IndexError, KeyError):
+        return [], []
+    orientation, position = first.numbers("ImageOrientationPatient"), first.numbers("ImagePositionPatient")
+    order, normal = header.numbers("SliceVector"), _normal(orientation)
+    if header.frame >= len(order):
+        return orientation, position if header.number("NumberOfFrames") in (None, 1) else []
+    if normal is None or spacing is None or len(position) != 3:
+        return orientation, []
+    place = np.array(position) + normal * spacing * (order[header.frame] - 1)
+    return orientation, [float(value) for value in place]
+
+
+def _spacing(header: FrameHeader, modality: str) -> tuple[tuple[float, float] | None, str | None]:
+    """Distances between rows and between columns, mm, and the kind: one of :data:`SPACING_KINDS`.
+
+    In a projection, PixelSpacing is corrected for magnification if a calibration says so or it differs from
+    ImagerPixelSpacing; where that is absent too, nobody can know (PS3.3 10.7.1.3).
+    """
+    stated = _pair(header.numbers("PixelSpacing", "PixelMeasuresSequence"))
+    imager = _pair(header.numbers("ImagerPixelSpacing"))
+    if modality not in PROJECTIONS | PICTURES:
+        if stated is None and modality == "US":
+            stated = _pair(_ultrasound_spacing(header))
+        return stated, "patient" if stated else None
+    if stated is not None:
+        if header.term("PixelSpacingCalibrationType") in ("GEOMETRY", "FIDUCIAL"):
+            return stated, "calibrated"
+        if imager is None:
+            return stated, "unstated"
+        return stated, "detector" if np.allclose(stated, imager, rtol=1e-3, atol=0) else "calibrated"
+    if imager is not None:
+        return imager, "detector"
+    nominal = _pair(header.numbers("NominalScannedPixelSpacing"))
+    return nominal, "nominal" if nominal else None
 
 
 def _ultrasound_spacing(header: FrameHeader) -> list[float]:
@@ -102,5 +215,9 @@ def _ultrasound_spacing(header: FrameHeader) -> list[float]:
     return [abs(y) * 10, abs(x) * 10] if x and y else []
 
 
-def _plausible(value: float | None) -> float | None:
-    return value if value is not None and 0 < value <= MAX_SPACING_MM else None
+def _pair(values: list[float]) -> tuple[float, float] | None:
+    return (values[0], values[1]) if len(values) == 2 and all(_is_plausible(value) for value in values) else None
+
+
+def _is_plausible(value: float) -> bool:
+    return 0 < value <= MAX_SPACING_MM

@@ -7,7 +7,6 @@ them in order and reads as the diagram in the design does.
 from __future__ import annotations
 
 import traceback
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
@@ -31,10 +30,9 @@ from lumid.pipeline.decode import (
 )
 from lumid.pipeline.deidentify import Acquisition, Identity, acquisition, identify, policy_name, text_risk
 from lumid.pipeline.encode import Encoded, encode_image, resize
-from lumid.pipeline.geometry import Geometry, geometry
+from lumid.pipeline.geometry import Geometry, Placed, arrange, geometry
 from lumid.pipeline.normalize import normalize, uses_series_range
-from lumid.pipeline.normalize.intensity import Histogram, Intensities, Range, robust_range
-from lumid.pipeline.normalize.mr import frame_histogram
+from lumid.pipeline.normalize.intensity import Histogram, Intensities, Range, frame_histogram, robust_range
 from lumid.pipeline.quality import Quality, measure
 from lumid.pipeline.recipe import Recipe, SplitSettings
 from lumid.pipeline.reject import Reject
@@ -68,10 +66,11 @@ class Opened:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """A finished sample: its catalog row and its encoded image."""
+    """A finished sample: its catalog row, its encoded image, and where it lies, if that is known."""
 
     row: CatalogRow
     image: bytes = field(repr=False)
+    placed: Placed | None = None
 
 
 @dataclass(slots=True)
@@ -200,11 +199,29 @@ def _ingest_series(
         else:
             _finish_object(opened, ranges[opened.acquired.modality], series, recipe, keyer, account)
 
+    account.samples[:] = _arranged(account.samples)
+
+
+def _arranged(samples: list[Sample]) -> list[Sample]:
+    """Samples with what can be said of them only once their whole series is known, in the order given."""
     # an archive of many patients is read as one series, and its images name their own
-    counts = Counter(sample.row.series for sample in account.samples)
-    account.samples[:] = [
-        Sample(replace(sample.row, slice_count=counts[sample.row.series]), sample.image) for sample in account.samples
-    ]
+    by_series: dict[str, list[int]] = {}
+    for number, sample in enumerate(samples):
+        by_series.setdefault(sample.row.series, []).append(number)
+    arranged = list(samples)
+    for numbers in by_series.values():
+        places = arrange([samples[number].placed for number in numbers])
+        for number, place in zip(numbers, places, strict=True):
+            row = replace(
+                samples[number].row,
+                slice_count=len(numbers),
+                slice_index=place.index,
+                slice_spacing=place.spacing,
+                slice_gap=place.gap,
+                slice_repeats=place.repeats,
+            )
+            arranged[number] = replace(samples[number], row=row)
+    return arranged
 
 
 def _guarded_open(blob: Blob, provenance: Provenance, recipe: Recipe, keyer: Keyer) -> Opened | Reject:
@@ -321,7 +338,7 @@ def _frame_sample(
     placed = geometry(header, opened.acquired.modality)
     kept = replace(intensities, pixels=resized)
     row = _row(opened, frame, kept, quality, encoded, placed, series.provenance, recipe, keyer)
-    return Sample(row, encoded.data)
+    return Sample(row, encoded.data, placed.placed)
 
 
 def _row(
@@ -366,6 +383,7 @@ def _row(
         orig_columns=opened.size.columns,
         pixel_spacing_row=_scaled(placed.spacing_row, scale_row),
         pixel_spacing_column=_scaled(placed.spacing_column, scale_column),
+        spacing_kind=placed.spacing_kind,
         slice_thickness=placed.slice_thickness,
         transfer_syntax=str(syntax) if syntax is not None else None,
         photometric=acquired.photometric,

@@ -297,7 +297,10 @@ def _states_orientation(head: bytes, kind: VolumeKind) -> bool:
     if kind == "nifti":
         return _nifti_fields(head).oriented
     if kind == "nrrd":
-        return re.search(rb"(?im)^space directions\s*:", head.partition(b"\n\n")[0]) is not None
+        # directions in a space that is not the patient's ("space dimension", "scanner-xyz") say nothing of left and right
+        text = head.replace(b"\r\n", b"\n").partition(b"\n\n")[0]
+        patient = re.search(rb"(?im)^space\s*:\s*(left|right|lps|las|ras)\b", text) is not None
+        return patient and re.search(rb"(?im)^space directions\s*:", text) is not None
     header = head.partition(b"ElementDataFile")[0]
     return re.search(rb"(?im)^\s*(TransformMatrix|Rotation|Orientation)\s*[=:]", header) is not None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
 
 TEST_FILES = Path(pydicom.__file__).parent / "data" / "test_files"
-SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
+SHARED = Path(os.environ.get("LUMID_REAL_IMAGES") or Path(__file__).resolve().parents[2] / "shared" / "data")
 
 
 def image(pixels: np.ndarray, **elements: Any) -> FileDataset:

@@ -8,7 +8,7 @@ from lumid.pipeline.normalize.ct import has_hounsfield_units, normalize_ct
 from lumid.pipeline.normalize.intensity import Intensities, Range
 from lumid.pipeline.normalize.mr import normalize_relative
 from lumid.pipeline.normalize.pet import normalize_suv, suv_factor
-from lumid.pipeline.normalize.projection import normalize_projection
+from lumid.pipeline.normalize.projection import normalize_projection, voi_of
 from lumid.pipeline.reject import Reject
 
 PROFILE_BITS = {"lumid": 16, "paper": 8}
@@ -45,7 +45,9 @@ def normalize(
         return normalize_suv(stored, header, factor, bits)
     if modality in ("CT", "MR", "NM", "PT"):
         return normalize_relative(stored, header, series_range, bits) if series_range else Reject("select", "constant")
-    if modality in ("US", "SC", "OT") and stored.dtype.itemsize == 1:
-        return normalize_grey_8(stored, header)
-    shown = normalize_projection(stored, header, bits)
+    if stored.dtype.itemsize == 1:
+        if voi_of(header) is None and not header.get("ModalityLUTSequence"):
+            return normalize_grey_8(stored, header)
+        bits = 8  # 16 would hold nothing more
+    shown = normalize_projection(stored, header, bits, modality)
     return shown if shown is not None else Reject("select", "constant")

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import cast
 
 import cv2
 import numpy as np
 import numpy.typing as npt
+from pydicom import Dataset
 from pydicom.pixels.processing import apply_color_lut
 
 from lumid.pipeline.decode import FrameHeader, Stored
 from lumid.pipeline.normalize.intensity import Intensities
-from lumid.pipeline.normalize.projection import is_inverted
+from lumid.pipeline.normalize.projection import display_unit, is_inverted
+
+TABLES = tuple(f"{colour}PaletteColorLookupTableData" for colour in ("Red", "Green", "Blue"))
 
 
 def is_colour(header: FrameHeader) -> bool:
@@ -25,8 +29,10 @@ def normalize_colour(stored: Stored, header: FrameHeader, *, grey: bool) -> Inte
     ``stored``: RGB ``[rows, columns, 3]`` of any integer depth, or palette indices ``[rows, columns]``.
     """
     if stored.ndim == 2:
-        stored = apply_color_lut(stored, header.dataset)[..., :3]
+        stored = apply_color_lut(stored, _palette(header))[..., :3]
         depth = stored.dtype.itemsize * 8
+        if depth == 16 and int(stored.max()) < 256:
+            depth = 8  # a palette of 8 bits that says it has 16
     else:
         depth = int(header.number("BitsStored") or stored.dtype.itemsize * 8)
     rgb = _to_8_bits(stored, depth)
@@ -37,17 +43,37 @@ def normalize_colour(stored: Stored, header: FrameHeader, *, grey: bool) -> Inte
 
 
 def normalize_grey_8(stored: Stored, header: FrameHeader) -> Intensities:
-    """A grey frame of at most 8 bits, as displayed: ``uint8 [rows, columns]``."""
+    """A grey frame of at most 8 bits without a VOI transformation, as displayed: ``uint8 [rows, columns]``."""
     pixels = _to_8_bits(stored, int(header.number("BitsStored") or 8))
-    return _display(np.bitwise_not(pixels) if is_inverted(header) else pixels)
+    if is_inverted(header):
+        pixels = np.bitwise_not(pixels)
+    return replace(_display(pixels), unit=display_unit(header))
+
+
+def _palette(header: FrameHeader) -> Dataset:
+    """A data set with the frame's palette.
+
+    pydicom takes the words of a plain palette, though not of a segmented one, for little-endian whatever the file is.
+    """
+    dataset = header.dataset
+    if dataset.original_encoding[1] is not False or TABLES[0] not in dataset:
+        return dataset
+    palette = Dataset()
+    for table in TABLES:
+        descriptor = f"{table.removesuffix('Data')}Descriptor"
+        setattr(palette, descriptor, dataset[descriptor].value)
+        setattr(palette, table, np.frombuffer(dataset[table].value, ">u2").astype("<u2").tobytes())
+    return palette
 
 
 def _to_8_bits(stored: Stored, depth: int) -> npt.NDArray[np.uint8]:
+    if stored.dtype.kind == "i":
+        stored = stored.astype(np.int64) + (1 << (depth - 1))
     if depth > 8:
         stored = np.right_shift(stored, depth - 8)
     elif depth < 8:
         stored = stored.astype(np.uint16) * 255 // ((1 << depth) - 1)
-    pixels: npt.NDArray[np.uint8] = stored.astype(np.uint8)
+    pixels: npt.NDArray[np.uint8] = np.minimum(stored, 255).astype(np.uint8)
     return pixels
 
 

@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 from lumid.pipeline.decode import FrameHeader, Stored
-from lumid.pipeline.normalize.intensity import Histogram, Intensities, Range, histogram, padding_mask, quantize, rescale
-
-
-def frame_histogram(stored: Stored, header: FrameHeader) -> Histogram:
-    """What one frame adds to the series' histogram: its rescaled values, padding left out."""
-    values = rescale(stored, header)
-    padding = padding_mask(stored, header)
-    return histogram(values if padding is None else values[~padding])
+from lumid.pipeline.normalize.intensity import (
+    Intensities,
+    Range,
+    by_value,
+    modality_lut,
+    padded,
+    padding_range,
+    quantized,
+    step_of,
+)
 
 
 def normalize_relative(stored: Stored, header: FrameHeader, span: Range, bits: int) -> Intensities:
     """A frame in arbitrary units, linear over the series' range; padding becomes the darkest value.
 
+    The values are those after the frame's own rescale, so that slices of different slopes (Philips MR, PET) compare.
+    What makes Philips MR quantitative across series, the private scale slope (2005,100E), is not applied.
     ``stored``: ``[rows, columns]``; returns ``uint16`` or ``uint8`` of the same shape.
     """
-    values = rescale(stored, header)
-    padding = padding_mask(stored, header)
-    if padding is not None:
-        values[padding] = span.low
-    return quantize(values, span, bits, "a.u.")
+    units = modality_lut(header)
+    store = padded(lambda values: quantized(units(values), span, bits), padding_range(stored, header))
+    return Intensities(by_value(stored, store), step_of(span, bits), span.low, "a.u.")

@@ -221,7 +221,7 @@ def test_a_png_goes_through_every_later_stage() -> None:
     assert held_back.code == "text_in_pixels"
     shown = normalize(frames[0], header, "DX", None, "lumid")
     assert not isinstance(shown, Reject)
-    assert (shown.pixels.min(), shown.pixels.max()) == (0, 65535)
+    assert (shown.pixels.dtype, shown.pixels.min(), shown.pixels.max()) == (np.uint8, 0, 255)
 
 
 def test_each_file_is_a_patient_of_its_own() -> None:
@@ -408,6 +408,16 @@ def test_without_an_orientation_none_is_stated() -> None:
     dataset, frames = converted(plain)
     np.testing.assert_array_equal(frames, NOISE)
     assert geometry(FrameHeader(dataset, 0), "MR").plane is None
+
+
+def test_directions_in_a_space_of_no_patient_are_no_orientation() -> None:
+    data = written(NOISE, ".nrrd", direction=(0, 1, 0, 1, 0, 0, 0, 0, 1))
+    assert b"space: left-posterior-superior" in data
+    turned, _ = converted(data)
+    assert geometry(FrameHeader(turned, 0), "MR").plane == "axial"
+    elsewhere, frames = converted(data.replace(b"space: left-posterior-superior", b"space: scanner-xyz"))
+    assert geometry(FrameHeader(elsewhere, 0), "MR").plane is None
+    np.testing.assert_array_equal(frames, NOISE)
 
 
 def test_time_points_follow_one_another() -> None:

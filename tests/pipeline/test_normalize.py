@@ -15,8 +15,15 @@ from pydicom.pixels.processing import apply_voi_lut
 from lumid.pipeline.decode import FrameHeader, quiet_libraries
 from lumid.pipeline.normalize import normalize, uses_series_range
 from lumid.pipeline.normalize.colour import normalize_colour
-from lumid.pipeline.normalize.intensity import Histogram, Intensities, Range, histogram, quantize, robust_range
-from lumid.pipeline.normalize.mr import frame_histogram
+from lumid.pipeline.normalize.intensity import (
+    Histogram,
+    Intensities,
+    Range,
+    frame_histogram,
+    histogram,
+    quantize,
+    robust_range,
+)
 from lumid.pipeline.normalize.pet import suv_factor
 from lumid.pipeline.normalize.projection import window
 from lumid.pipeline.reject import Reject
