@@ -35,10 +35,11 @@ from lumid.pipeline.decoders import (
     decode_jpeg_2000,
     decode_rle,
 )
-from lumid.pipeline.fragments import EncodedFrames, encoded_frames
+from lumid.pipeline.fragments import EncodedFrames, encoded_frames, is_encapsulated
 from lumid.pipeline.native import frame_bits, native_frame, whole_frames
 from lumid.pipeline.parse import (
     ends_inside_pixels,
+    has_undefined_length,
     integer,
     looks_like_dicom,
     parse,
@@ -128,6 +129,8 @@ def image_size(dataset: Dataset, limits: Limits) -> ImageSize | Reject:
     if isinstance(form, Reject):
         return form
     if syntax in NATIVE:
+        if has_undefined_length(dataset) or is_encapsulated(data):
+            return Reject("decode", "decode_failed", "encapsulated pixel data in an uncompressed syntax")
         return _check_native(form, ImageSize(rows, columns, form.samples, frames, cut), len(data))
     encoded = _encoded(dataset, data, syntax, frames)
     if isinstance(encoded, Reject):

@@ -13,6 +13,9 @@ ITEM, SEQUENCE_END = b"\xfe\xff\x00\xe0", b"\xfe\xff\xdd\xe0"
 CODESTREAM_STARTS = (b"\xff\xd8\xff", b"\xff\x4f\xff\x51", b"\x00\x00\x00\x0cjP  ")
 """How a frame begins: JPEG and JPEG-LS, JPEG 2000, JPEG 2000 in its file format."""
 
+MAX_FRAGMENTS = 1 << 20
+"""More items than any real object has: those of zero length would fill the memory."""
+
 
 @dataclass(frozen=True, slots=True)
 class Fragment:
@@ -42,20 +45,23 @@ def encoded_frames(
 
     ``one_fragment``: the syntax gives every frame exactly one fragment (RLE, PS3.5 A.4.2). ``extended``: values of the
     Extended Offset Table and its Lengths (PS3.3 C.7.6.3.1.8). An offset table whose offsets are not those of fragments
-    is not believed. Reasons: ``truncated``, ``decode_failed``, ``no_pixel_data``.
+    is not believed. Reasons: ``truncated``, ``decode_failed``, ``no_pixel_data``,
+    ``absurd_size``.
     """
     table, fragments, cut = _items(data)
     if table is None:
         return Reject("decode", "truncated" if cut else "decode_failed", "no offset table item")
     if not fragments:
         return Reject("decode", "truncated" if cut else "no_pixel_data", "no fragments")
+    if len(fragments) >= MAX_FRAGMENTS:
+        return Reject("decode", "absurd_size", f"{MAX_FRAGMENTS} fragments and more")
     first = fragments[0].start - 8
     places = {one.start - 8 - first: number for number, one in enumerate(fragments)}
     if extended is not None:
         found = _by_extended(extended, places, fragments, frames)
         if found:
             return EncodedFrames(data, found, cut)
-    if len(table) % 4 == 0 and table:
+    if table and len(table) % 4 == 0 and len(table) <= 4 * MAX_FRAGMENTS:
         starts = _starts(struct.unpack(f"<{len(table) // 4}I", table), places, frames)
         # a table of one entry says nothing about where the frames of several begin
         if starts:
@@ -70,6 +76,14 @@ def encoded_frames(
     return EncodedFrames(data, _runs(begins, fragments, frames), cut)
 
 
+def is_encapsulated(data: memoryview) -> bool:
+    """Whether pixel data are items from their first byte to their last, which no pixels are by chance."""
+    if bytes(data[:4]) != ITEM:
+        return False
+    _, fragments, cut = _items(data)
+    return bool(fragments) and not cut
+
+
 def _items(data: memoryview) -> tuple[bytes | None, list[Fragment], bool]:
     """The offset table's bytes, the fragments, and whether the data end inside them.
 
@@ -78,7 +92,7 @@ def _items(data: memoryview) -> tuple[bytes | None, list[Fragment], bool]:
     fragments: list[Fragment] = []
     table: bytes | None = None
     at, end = 0, len(data)
-    while at + 8 <= end:
+    while at + 8 <= end and len(fragments) < MAX_FRAGMENTS:
         tag = bytes(data[at : at + 4])
         if tag == SEQUENCE_END:
             return table, fragments, False
@@ -99,7 +113,7 @@ def _by_extended(
 ) -> tuple[tuple[Fragment, ...], ...] | None:
     """Frames by the extended table: one fragment each, of which the stated length is the frame's without padding."""
     offsets, lengths = extended
-    if not offsets or len(offsets) % 8 or len(offsets) != len(lengths):
+    if not offsets or len(offsets) % 8 or len(offsets) != len(lengths) or len(offsets) > 8 * MAX_FRAGMENTS:
         return None
     starts = _starts(struct.unpack(f"<{len(offsets) // 8}Q", offsets), places, frames)
     if not starts:

@@ -179,6 +179,13 @@ def ends_inside_pixels(dataset: Dataset) -> bool:
     return element.length != UNDEFINED_LENGTH and len(element.value) < element.length
 
 
+def has_undefined_length(dataset: Dataset) -> bool:
+    """Whether the pixel data are items up to a delimiter, as only compressed ones are (PS3.5 A.4)."""
+    keyword = pixel_element(dataset)
+    element: object = dataset.get_item(keyword) if keyword else None
+    return isinstance(element, RawDataElement) and element.length == UNDEFINED_LENGTH
+
+
 def _ends_early(dataset: FileDataset, whole: memoryview) -> bool:
     """Whether a file without pixel data ends inside an element. pydicom keeps what it has by then, without a word."""
     last = dataset.get_item(max(dataset.keys()))

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
+from pathlib import Path
 from typing import Any
 
 import imagecodecs
@@ -15,9 +18,9 @@ from pydicom.encaps import encapsulate
 from pydicom.pixels.decoders.base import get_decoder
 
 from lumid.pipeline.decode import quiet_libraries
-from tests.dicom import as_bytes, encapsulated
+from tests.dicom import as_bytes, encapsulated, image
 from tests.pipeline.test_decode_encoded import jpeg_2000, lossless_jpeg, rle
-from tests.pipeline.test_decode_native import gdcm, only
+from tests.pipeline.test_decode_native import gdcm, only, outcomes
 
 quiet_libraries()
 
@@ -95,3 +98,39 @@ def test_gdcm_gives_what_was_encoded(syntax: uid.UID, tmp_path: Any) -> None:
         data = as_bytes(encapsulated([stream], syntax, pixels, BitsStored=bits, HighBit=bits - 1))
         np.testing.assert_array_equal(gdcm(data, tmp_path)[0], pixels)
         np.testing.assert_array_equal(only(data), pixels)
+
+
+DCMTK = {
+    "predictor 2": ("dcmcjpeg", "+el", "+sv", "2"),
+    "predictor 7": ("dcmcjpeg", "+el", "+sv", "7"),
+    "point transform": ("dcmcjpeg", "+el", "+sv", "4", "+pt", "1"),
+    "selection value 1": ("dcmcjpeg", "+e1"),
+    "RLE": ("dcmcrle",),
+    "JPEG-LS": ("dcmcjpls",),
+    "baseline": ("dcmcjpeg", "+eb"),
+    "extended": ("dcmcjpeg", "+ee"),
+}
+"""What DCMTK's compressors are told; they write what no encoder of ours does."""
+
+
+@pytest.mark.skipif(shutil.which("dcmcjpeg") is None, reason="needs DCMTK's programs (Debian: dcmtk)")
+@pytest.mark.parametrize("how", DCMTK)
+@pytest.mark.parametrize("content", ["u8", "u12", "s16", "rgb", "frames"])
+def test_what_dcmtk_writes_is_what_dcmtk_reads(how: str, content: str, tmp_path: Path) -> None:
+    rng = np.random.default_rng(5)
+    smooth = rng.normal(0, 30, (65, 43)).cumsum(1)
+    twelve = {"BitsStored": 12, "HighBit": 11}
+    made = {
+        "u8": lambda: image(np.clip(smooth + 128, 0, 255).astype(np.uint8)),
+        "u12": lambda: image(np.clip(smooth * 9 + 2048, 0, 4095).astype(np.uint16), **twelve),
+        "s16": lambda: image(np.clip(smooth * 99, -32768, 32767).astype(np.int16)),
+        "rgb": lambda: image(np.stack([np.clip(smooth + level, 0, 255).astype(np.uint8) for level in (80, 120, 160)], -1)),
+        "frames": lambda: image(np.stack([np.clip(smooth * 9 + 2048, 0, 4095).astype(np.uint16)] * 3), **twelve),
+    }[content]()  # fmt: skip
+    plain, packed, unpacked = (tmp_path / name for name in ("plain", "packed", "unpacked"))
+    plain.write_bytes(as_bytes(made))
+    subprocess.run([*DCMTK[how], plain, packed], check=True, capture_output=True)
+    reader = {"dcmcjpeg": "dcmdjpeg", "dcmcrle": "dcmdrle", "dcmcjpls": "dcmdjpls"}[DCMTK[how][0]]
+    subprocess.run([reader, packed, unpacked], check=True, capture_output=True)
+    ours, theirs = (np.stack(outcomes(path.read_bytes())).astype(int) for path in (packed, unpacked))
+    assert np.abs(ours - theirs).max() <= (1 if how in ("baseline", "extended") else 0)

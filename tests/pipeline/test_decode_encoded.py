@@ -18,7 +18,7 @@ from pydicom.pixels.decoders.rle import _rle_decode_frame
 
 from lumid.pipeline.codestream import read_codestream
 from lumid.pipeline.reject import Reject
-from tests.dicom import as_bytes, encapsulated, gradient, real_file
+from tests.dicom import as_bytes, encapsulated, gradient, image, real_file
 from tests.pipeline.test_decode_native import gdcm, only, outcomes, refusal
 
 rng = np.random.default_rng(11)
@@ -388,3 +388,18 @@ def test_lossy_frames_are_those_of_gdcm(tmp_path: Any) -> None:
 def test_frames_of_real_files_are_those_of_pydicom(name: str) -> None:
     data = real_file(name)
     np.testing.assert_array_equal(np.stack(outcomes(data)), pixel_array(parse_whole(data)))
+
+
+def test_a_syntax_that_is_not_that_of_the_pixel_data() -> None:
+    """Bytes of items are no pixels, though there may be enough of them; and pixels are no items."""
+    noise = rng.integers(0, 256, (64, 64), dtype=np.uint8)
+    mislabelled = encapsulated([rle(noise)], uid.ExplicitVRLittleEndian, noise)
+    assert len(mislabelled.PixelData) >= noise.nbytes
+    assert refusal(as_bytes(mislabelled))[0] == "decode_failed"
+    raw = as_bytes(image(noise)).replace(b"1.2.840.10008.1.2.1\0\x02", b"1.2.840.10008.1.2.5\0\x02", 1)
+    assert refusal(raw)[0] in ("decode_failed", "truncated")
+
+
+def test_items_of_zero_length_do_not_fill_the_memory() -> None:
+    data = b"\xfe\xff\x00\xe0\0\0\0\0" * (1 << 21)
+    assert refusal(as_bytes(encapsulated([], uid.JPEGLSLossless, GREY, PixelData=data)))[0] == "absurd_size"
