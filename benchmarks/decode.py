@@ -266,8 +266,10 @@ def by_codec(name: str) -> Decode:
 def candidates(syntax: str) -> dict[str, Decode]:
     """Everything that says it reads the syntax, by the name of the package and, where there are several, the codec."""
     found: dict[str, Decode] = {}
+    package = "rle" if syntax == "RLELossless" else "openjpeg" if "2K" in syntax or "2000" in syntax else "libjpeg"
+    names = {"gdcm": "python-gdcm", "pylibjpeg": f"pylibjpeg-{package}"}
     for plugin in get_decoder(SYNTAXES[syntax]).available_plugins:
-        found[{"pydicom": "pydicom", "gdcm": "python-gdcm"}.get(plugin, plugin)] = by_pydicom(plugin)
+        found[names.get(plugin, plugin)] = by_pydicom(plugin)
     codecs = {
         "RLELossless": {"imagecodecs dicomrle": _rle},
         "JPEGBaseline8Bit": {"imagecodecs jpeg8": _jpeg8, "cv2": _cv2},
@@ -422,6 +424,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=512, help="rows and columns of the pictures (default 512)")
     parser.add_argument("--seconds", type=float, default=0.25, help="how long a decoder is timed (default 0.25)")
     parser.add_argument("--mutants", type=int, help="count crashes on this many broken copies of each frame instead")
+    parser.add_argument("--content", choices=FUZZED, action="append", help="only this content, with --mutants")
     parser.add_argument("--decoder", help="only this decoder, with --mutants")
     parser.add_argument("--survive", nargs=5, help=argparse.SUPPRESS)
     chosen = parser.parse_args()
@@ -435,7 +438,7 @@ def main() -> None:
         cells = measured.setdefault(frame.syntax, {})
         if not chosen.mutants:
             cells[frame.content] = measure(frame, chosen.seconds)
-        elif frame.content in FUZZED:
+        elif frame.content in (chosen.content or FUZZED):
             tried = candidates(frame.syntax) | {"lumid, file to frame": by_lumid}
             cells[frame.content] = {
                 name: crashes(frame.syntax, frame.content, name, chosen.mutants)

@@ -396,7 +396,9 @@ def test_a_syntax_that_is_not_that_of_the_pixel_data() -> None:
     mislabelled = encapsulated([rle(noise)], uid.ExplicitVRLittleEndian, noise)
     assert len(mislabelled.PixelData) >= noise.nbytes
     assert refusal(as_bytes(mislabelled))[0] == "decode_failed"
-    raw = as_bytes(image(noise)).replace(b"1.2.840.10008.1.2.1\0\x02", b"1.2.840.10008.1.2.5\0\x02", 1)
+    plain = as_bytes(image(noise))
+    raw = plain.replace(b"1.2.840.10008.1.2.1\0", b"1.2.840.10008.1.2.5\0", 1)
+    assert raw != plain
     assert refusal(raw)[0] in ("decode_failed", "truncated")
 
 
