@@ -227,7 +227,7 @@ def _decode_encoded(data: bytes, form: PixelFormat, size: ImageSize, syntax: UID
     if refused := _contradiction(stream, form, size):
         return refused
     if stream.family == "jpeg_2000":
-        pixels = decode_jpeg_2000(data, stream, syntax)
+        pixels = decode_jpeg_2000(data)
         model = "RGB" if stream.transform else form.photometric
     else:
         components = _colour_model(stream, form)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import struct
 import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import pydicom
@@ -112,19 +113,29 @@ def _inflate(data: bytes) -> io.BytesIO | Reject:
         long = data[start + 4 : start + 6] in LONG_VRS
         at, size = (start + 8, 4) if long else (start + 6, 2)
         start = at + size + int.from_bytes(data[at : at + size], "little")
+    total, complete = 0, False
+    for piece, at_end in _inflated(data, start):  # a first time to count, so that a bomb is never held
+        total, complete = total + len(piece), at_end
+        if total > MAX_INFLATED_BYTES:
+            return Reject("read", "absurd_size", f"inflates to more than {MAX_INFLATED_BYTES >> 20} MiB")
+    if not complete:
+        return Reject("read", "truncated")
     inflated = io.BytesIO()
     inflated.write(data[:start].replace(DEFLATED_ELEMENT, INFLATED_ELEMENT, 1))
+    for piece, _ in _inflated(data, start):
+        inflated.write(piece)
+    inflated.seek(0)
+    return inflated
+
+
+def _inflated(data: bytes, start: int) -> Iterator[tuple[bytes, bool]]:
+    """A raw deflate stream, inflated by the megabyte, and whether this was its end."""
     inflater = zlib.decompressobj(-zlib.MAX_WBITS)
     pending = data[start:]
     while pending and not inflater.eof:
-        inflated.write(inflater.decompress(pending, 1 << 20))
+        piece = inflater.decompress(pending, 1 << 20)
         pending = inflater.unconsumed_tail
-        if inflated.tell() > MAX_INFLATED_BYTES:
-            return Reject("read", "absurd_size", f"inflates to more than {MAX_INFLATED_BYTES >> 20} MiB")
-    if not inflater.eof:
-        return Reject("read", "truncated")
-    inflated.seek(0)
-    return inflated
+        yield piece, inflater.eof
 
 
 def _pixel_element(dataset: Dataset, whole: memoryview, at: int) -> _PixelElement | None:

@@ -11,6 +11,7 @@ import imagecodecs
 import numpy as np
 import pydicom
 import pytest
+import simplejpeg
 from pydicom import uid
 from pydicom.encaps import encapsulate_extended
 from pydicom.pixels import pixel_array
@@ -266,6 +267,8 @@ def test_damage_inside_a_baseline_jpeg_is_told() -> None:
     middle = len(stream) // 2
     broken = stream[:middle] + b"\xff\xd9" + stream[middle + 300 :]
     assert refusal(as_bytes(encapsulated([broken], uid.JPEGBaseline8Bit, noise)))[0] == "decode_failed"
+    astray = stream[:-2] + rng.integers(1, 255, 40, dtype=np.uint8).tobytes() + stream[-2:]
+    assert refusal(as_bytes(encapsulated([astray], uid.JPEGBaseline8Bit, noise)))[0] == "decode_failed"
     harmless = stream[:-2] + bytes(5) + stream[-2:]
     np.testing.assert_array_equal(
         only(as_bytes(encapsulated([harmless], uid.JPEGBaseline8Bit, noise))), imagecodecs.jpeg8_decode(stream)
@@ -405,3 +408,21 @@ def test_a_syntax_that_is_not_that_of_the_pixel_data() -> None:
 def test_items_of_zero_length_do_not_fill_the_memory() -> None:
     data = b"\xfe\xff\x00\xe0\0\0\0\0" * (1 << 21)
     assert refusal(as_bytes(encapsulated([], uid.JPEGLSLossless, GREY, PixelData=data)))[0] == "absurd_size"
+
+
+def test_a_jpeg_whose_codes_went_astray_is_refused_where_its_decoder_notices() -> None:
+    """What libjpeg calls extraneous bytes is the rest of data that was read wrongly: a wrong picture, not padding."""
+    picture = gradient(96, 96, np.uint8, 255) ^ (rng.integers(0, 16, (96, 96)).astype(np.uint8))
+    stream = bytes(imagecodecs.jpeg8_encode(picture, 92))
+    start = stream.index(b"\xff\xda") + 20
+    noticed = 0
+    for place in range(start, len(stream) - 2, 41):
+        broken = bytearray(stream)
+        broken[place] ^= 0x10
+        try:
+            simplejpeg.decode_jpeg(bytes(broken), colorspace="GRAY")
+        except ValueError:
+            noticed += 1
+            data = encapsulated([bytes(broken)], uid.JPEGBaseline8Bit, picture)
+            assert refusal(as_bytes(data))[0] == "decode_failed"
+    assert noticed >= 5
