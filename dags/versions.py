@@ -8,10 +8,10 @@ from importlib.metadata import PackageNotFoundError, version
 from lumid import __version__
 
 LIBRARIES = (
-    "pydicom", "python-gdcm", "pylibjpeg-openjpeg", "pylibjpeg-rle", "pyjpegls", "imagecodecs", "SimpleITK", "numpy",
-    "opencv-python-headless", "dask", "distributed", "pyarrow", "duckdb", "webdataset", "torch", "torchvision", "timm",
+    "pydicom", "imagecodecs", "simplejpeg", "SimpleITK", "numpy", "opencv-python-headless", "dask", "distributed",
+    "pyarrow", "duckdb", "webdataset", "torch", "torchvision", "timm",
 )  # fmt: skip
-PIXEL_LIBRARIES = LIBRARIES[:9]
+PIXEL_LIBRARIES = LIBRARIES[:6]
 """Those whose version can change the bytes of a shard."""
 
 

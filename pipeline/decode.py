@@ -1,80 +1,69 @@
-"""Bytes → header → frames: parsing and decoding, with every expected failure as a reason.
+"""Header → frames: the image's size checked, its frames decoded one at a time, every expected failure a reason.
 
-Decoding goes through pydicom's decoders, with the plug-in pinned per transfer syntax so that a frame's values do
-not depend on what else is installed.
+A frame's values are those of its ``BitsStored`` bits with the sign that the header gives them, colours are RGB; what a
+codestream says of itself is held against the header first, so that a contradiction is a reject, not a wrong value.
 """
 
 from __future__ import annotations
 
-import io
 import logging
-import struct
 import warnings
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 import pydicom
-from pydicom import Dataset, FileDataset
+from pydicom import Dataset
 from pydicom._uid_dict import UID_dictionary
-from pydicom.encaps import parse_basic_offsets, parse_fragments
-from pydicom.errors import InvalidDicomError
-from pydicom.pixels.decoders.base import get_decoder
 from pydicom.uid import (
-    HTJ2K,
-    JPEG2000,
     UID,
     DeflatedExplicitVRLittleEndian,
     ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
-    HTJ2KLossless,
-    HTJ2KLosslessRPCL,
     ImplicitVRLittleEndian,
-    JPEG2000Lossless,
-    JPEGBaseline8Bit,
-    JPEGExtended12Bit,
-    JPEGLossless,
-    JPEGLosslessSV1,
-    JPEGLSLossless,
-    JPEGLSNearLossless,
     RLELossless,
 )
 
-from lumid.pipeline import jpeg12
+from lumid.pipeline.codestream import Codestream, read_codestream, unboxed
+from lumid.pipeline.decoders import (
+    ENCAPSULATED,
+    JPEG_2000_SYNTAXES,
+    decode_jpeg,
+    decode_jpeg_2000,
+    decode_rle,
+)
+from lumid.pipeline.fragments import EncodedFrames, encoded_frames, is_encapsulated
+from lumid.pipeline.native import frame_bits, native_frame, whole_frames
+from lumid.pipeline.parse import (
+    ends_inside_pixels,
+    has_undefined_length,
+    integer,
+    looks_like_dicom,
+    parse,
+    pixel_bytes,
+    pixel_element,
+    transfer_syntax,
+)
+from lumid.pipeline.pixelformat import PixelFormat, pixel_format
 from lumid.pipeline.reject import Reject
+from lumid.pipeline.ybr import ybr_to_rgb
+
+__all__ = [
+    "FrameHeader", "ImageSize", "Limits", "Stored", "decode_frames", "image_size", "looks_like_dicom", "parse",
+    "pixel_element", "quiet_libraries", "transfer_syntax",
+]  # fmt: skip
 
 NATIVE = (ImplicitVRLittleEndian, ExplicitVRLittleEndian, DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian)
-PLUGINS: dict[UID, str] = {
-    RLELossless: "pylibjpeg",
-    JPEGBaseline8Bit: "gdcm",
-    JPEGExtended12Bit: jpeg12.PLUGIN,
-    JPEGLossless: "gdcm",
-    JPEGLosslessSV1: "gdcm",
-    JPEGLSLossless: "pyjpegls",
-    JPEGLSNearLossless: "pyjpegls",
-    JPEG2000: "pylibjpeg",
-    JPEG2000Lossless: "pylibjpeg",
-    HTJ2K: "pylibjpeg",
-    HTJ2KLossless: "pylibjpeg",
-    HTJ2KLosslessRPCL: "pylibjpeg",
-}
-"""Which of pydicom's decoder plug-ins reads a compressed transfer syntax; the native ones need none."""
-
-UNDEFINED_LENGTH = 0xFFFFFFFF
-MAX_INFLATED_BYTES = 1 << 30
-DICOMDIR_CLASS = "1.2.840.10008.1.3.10"
-PIXEL_ELEMENTS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
 Stored = npt.NDArray[Any]
-"""Stored values of a frame: ``[rows, columns]``, or RGB ``[rows, columns, 3]``."""
+"""Stored values of a frame: ``[rows, columns]``, or RGB ``[rows, columns, 3]``. It may be a read-only view."""
 
 
 @cache
 def quiet_libraries() -> None:
-    """Silence what pydicom and GDCM would print: their warnings quote header values.
+    """Silence what pydicom and SimpleITK would print: their warnings quote header values.
 
     Called at the edges (worker start, command start), once a process.
     """
@@ -82,13 +71,9 @@ def quiet_libraries() -> None:
     logging.getLogger("pydicom").setLevel(logging.CRITICAL + 1)
     logging.getLogger("pydicom").propagate = False
     warnings.filterwarnings("ignore", module=r"pydicom(\..*)?")
-    import gdcm
     import SimpleITK
 
     SimpleITK.ProcessObject.SetGlobalWarningDisplay(False)  # type: ignore[no-untyped-call]
-    gdcm.Trace.WarningOff()
-    gdcm.Trace.ErrorOff()
-    gdcm.Trace.DebugOff()
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,232 +86,247 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class ImageSize:
-    """The shape that a header claims, checked against the limits and, for native syntaxes, the bytes at hand."""
+    """The shape that a header claims, checked against the limits and the bytes at hand.
+
+    ``frames`` are those that are claimed; of an object that was cut, only the first may be there. ``cut``: the file
+    ends inside its pixel data.
+    """
 
     rows: int
     columns: int
     samples: int
     frames: int
-
-
-def looks_like_dicom(head: bytes) -> bool:
-    """Whether the first 132 bytes begin a DICOM file, with or without preamble (PS3.10 7.1).
-
-    Without one, the first element must be of group 0002 or 0008, in either byte order, and of a plausible length.
-    """
-    if head[128:132] == b"DICM":
-        return True
-    if len(head) < 8:
-        return False
-    for order in ("<", ">"):
-        group, element = struct.unpack(order + "HH", head[:4])
-        if group in (0x0002, 0x0008) and element <= 0x0100:
-            explicit = head[4:6].isalpha() and head[4:6].isupper()
-            (length,) = struct.unpack(order + "I", head[4:8])
-            if explicit or length < 1 << 16:
-                return True
-    return False
-
-
-def parse(data: bytes, *, header_only: bool = False) -> FileDataset | Reject:
-    """The data set of a DICOM file's bytes.
-
-    Reasons: ``not_dicom``, ``dicomdir``, ``truncated``, ``broken_header``.
-    """
-    if not looks_like_dicom(data[:132]):
-        return Reject("read", "not_dicom")
-    try:
-        if _inflates_beyond(data, MAX_INFLATED_BYTES):
-            return Reject("read", "absurd_size", f"inflates to more than {MAX_INFLATED_BYTES >> 20} MiB")
-        dataset = pydicom.dcmread(io.BytesIO(data), force=True, stop_before_pixels=header_only)
-        # elements are parsed on access: touch the ones that later stages rely on while failures are expected
-        empty = len(dataset) == 0
-        media = str(getattr(dataset.file_meta, "MediaStorageSOPClassUID", ""))
-        sop_class = str(dataset.get("SOPClassUID", ""))
-    except EOFError:
-        return Reject("read", "truncated")
-    except (InvalidDicomError, OSError, ValueError, KeyError, AttributeError, TypeError, NotImplementedError,
-            struct.error, MemoryError, RecursionError, OverflowError, IndexError, AssertionError, LookupError) as error:  # fmt: skip
-        return Reject("read", "broken_header", type(error).__name__)
-    except Exception as error:  # zlib.error and whatever else a hostile header provokes in a parser
-        return Reject("read", "broken_header", type(error).__name__)
-    if DICOMDIR_CLASS in (media, sop_class) or "DirectoryRecordSequence" in dataset:
-        return Reject("read", "dicomdir")
-    if empty or (not header_only and _ends_early(dataset, data)):
-        return Reject("read", "truncated")
-    return dataset
-
-
-def _inflates_beyond(data: bytes, limit: int) -> bool:
-    """Whether a deflated data set is larger than ``limit`` once inflated, found out without holding it.
-
-    A deflated file of some megabytes can grow a thousandfold. The stream begins after the file meta information,
-    whose length its first element states (PS3.10 7.1); without that element it is not looked for.
-    """
-    if DeflatedExplicitVRLittleEndian.encode() not in data[:2048] or data[132:138] != b"\2\0\0\0UL":
-        return False
-    start = 144 + int.from_bytes(data[140:144], "little")
-    inflater = zlib.decompressobj(-zlib.MAX_WBITS)
-    total, pending = 0, data[start:]
-    while pending and not inflater.eof and total <= limit:
-        total += len(inflater.decompress(pending, 1 << 20))
-        pending = inflater.unconsumed_tail
-    return total > limit
-
-
-def _ends_early(dataset: FileDataset, data: bytes) -> bool:
-    """Whether the file ends inside an element. pydicom keeps what it has by then, without a word.
-
-    Bytes after the last element count only where no pixel data was found: some writers pad their files.
-    """
-    if transfer_syntax(dataset) == DeflatedExplicitVRLittleEndian:
-        return False  # positions are those of the inflated stream; a cut one does not inflate
-    last = dataset.get_item(max(dataset.keys()))
-    length, position = getattr(last, "length", None), getattr(last, "value_tell", None)
-    if not isinstance(length, int) or not isinstance(position, int) or length == UNDEFINED_LENGTH:
-        return False  # a sequence, or encapsulated frames: parsing them to their end has checked it
-    end = position + length
-    return end > len(data) or (pixel_element(dataset) is None and bool(data[end:].strip(b"\0")))
+    cut: bool = False
 
 
 def image_size(dataset: Dataset, limits: Limits) -> ImageSize | Reject:
-    """The image's shape, once it is known to be sane and to fit the pixel data.
+    """The image's shape, once it is known to be sane and to be there: at least one whole frame of it.
 
-    Reasons: ``no_pixel_data``, ``missing_tag``, ``absurd_size``, ``unsupported_syntax``, ``wrong_length``, ``truncated``.
+    Reasons: ``no_pixel_data``, ``missing_tag``, ``absurd_size``, ``unsupported_syntax``, ``unsupported_format``,
+    ``wrong_length``, ``truncated``, ``decode_failed``.
     """
-    element = pixel_element(dataset)
-    if element is None:
+    if pixel_element(dataset) is None:
         return Reject("decode", "no_pixel_data")
-    numbers: dict[str, int] = {}
-    for keyword, default in (
-        ("Rows", None),
-        ("Columns", None),
-        ("SamplesPerPixel", 1),
-        ("BitsAllocated", None),
-        ("NumberOfFrames", 1),
-    ):
-        value = _integer(dataset, keyword, default)
-        if value is None or value < 0:
-            return Reject("decode", "missing_tag", keyword)
-        numbers[keyword] = value
-    rows, columns, samples = numbers["Rows"], numbers["Columns"], numbers["SamplesPerPixel"]
-    frames = max(numbers["NumberOfFrames"], 1)  # 0 is written by some for "one"
-    if rows < 1 or columns < 1:
+    rows, columns = integer(dataset, "Rows"), integer(dataset, "Columns")
+    if not rows or not columns or rows < 1 or columns < 1:
         return Reject("decode", "missing_tag", "Rows, Columns")
+    claimed = integer(dataset, "NumberOfFrames")
+    if (claimed or 0) < 0 or (claimed is None and _is_filled(dataset, "NumberOfFrames")):
+        return Reject("decode", "missing_tag", "NumberOfFrames")
+    frames = max(claimed or 1, 1)  # 0 is written by some for "one"
     if rows * columns > limits.max_pixels or frames > limits.max_frames:
         return Reject("decode", "absurd_size", f"{rows} × {columns} × {frames}")
-    if samples not in (1, 3):
-        return Reject("decode", "missing_tag", "SamplesPerPixel")
-    if not dataset.get("PhotometricInterpretation"):
-        return Reject("decode", "missing_tag", "PhotometricInterpretation")
     syntax = transfer_syntax(dataset)
     if syntax is None:
         return Reject("decode", "missing_tag", "TransferSyntaxUID")
-    data = dataset[element].value
-    if not isinstance(data, bytes) or not data:
-        return Reject("decode", "no_pixel_data", "zero length")
-    size = ImageSize(rows, columns, samples, frames)
-    if syntax in NATIVE:
-        return _check_native(dataset, size, numbers["BitsAllocated"], len(data))
-    if syntax not in PLUGINS:
+    if syntax not in NATIVE and syntax not in ENCAPSULATED:
         return Reject("decode", "unsupported_syntax", syntax if syntax in UID_dictionary else "")
-    return _check_encapsulated(data, size)
+    data = pixel_bytes(dataset)
+    cut = ends_inside_pixels(dataset)
+    if data is None or not len(data):
+        return Reject("decode", "truncated" if cut else "no_pixel_data", "zero length")
+    form = pixel_format(dataset, syntax)
+    if isinstance(form, Reject):
+        return form
+    if syntax in NATIVE:
+        if has_undefined_length(dataset) or is_encapsulated(data):
+            return Reject("decode", "decode_failed", "encapsulated pixel data in an uncompressed syntax")
+        return _check_native(form, ImageSize(rows, columns, form.samples, frames, cut), len(data))
+    encoded = _encoded(dataset, data, syntax, frames)
+    if isinstance(encoded, Reject):
+        return encoded
+    if not encoded.frames:
+        return Reject("decode", "truncated" if encoded.cut else "no_pixel_data", "no frames")
+    return ImageSize(rows, columns, form.samples, frames, encoded.cut)
 
 
-def _check_native(dataset: Dataset, size: ImageSize, bits_allocated: int, length: int) -> ImageSize | Reject:
-    if bits_allocated not in (1, 8, 16, 32, 64):
-        return Reject("decode", "missing_tag", "BitsAllocated")
-    values = size.rows * size.columns * size.samples * size.frames
-    if str(dataset.get("PhotometricInterpretation", "")) == "YBR_FULL_422":
-        values = values // 3 * 2
-    expected = (values * bits_allocated + 7) // 8
-    if length < expected:
+def _is_filled(dataset: Dataset, keyword: str) -> bool:
+    try:
+        return dataset.get(keyword) not in (None, "")
+    except Exception:  # there is something, and it does not parse
+        return True
+
+
+def _check_native(form: PixelFormat, size: ImageSize, length: int) -> ImageSize | Reject:
+    """At least one frame must be whole, and the length not one of another depth or colour model.
+
+    A frame or padding more than is claimed does no harm; twice as much is what a wrong depth looks like.
+    """
+    if form.photometric.endswith("_422") and size.columns % 2:
+        return Reject("decode", "wrong_length", "an odd number of columns of which every two share their colour")
+    if form.photometric == "YBR_PARTIAL_420":
+        return Reject("decode", "unsupported_format", "YBR_PARTIAL_420, uncompressed")
+    if whole_frames(length, form, size.rows, size.columns) < 1:
+        return Reject("decode", "truncated" if size.cut else "wrong_length", f"{length} bytes")
+    subsampled = form.photometric.endswith("_422")
+    expected = frame_bits(form, size.rows, size.columns) * size.frames // 8
+    if length >= 2 * max(expected, 2) or (subsampled and length >= expected // 2 * 3):
         return Reject("decode", "wrong_length", f"{length} bytes, {expected} expected")
     return size
 
 
-def _check_encapsulated(data: bytes, size: ImageSize) -> ImageSize | Reject:
-    """Fragments must be there for every frame: a claim of 10,000 frames over one fragment is nonsense."""
-    try:
-        buffer = io.BytesIO(data)
-        parse_basic_offsets(buffer)
-        fragments, _ = parse_fragments(buffer)
-    except Exception as error:
-        return Reject("decode", "truncated", type(error).__name__)
-    if fragments == 0:
-        return Reject("decode", "no_pixel_data", "no fragments")
-    if fragments < size.frames:
-        return Reject("decode", "wrong_length", f"{fragments} fragments, {size.frames} frames")
-    return size
+def _encoded(dataset: Dataset, data: memoryview, syntax: UID, frames: int) -> EncodedFrames | Reject:
+    tables = [dataset.get(keyword) for keyword in ("ExtendedOffsetTable", "ExtendedOffsetTableLengths")]
+    extended = (tables[0], tables[1]) if isinstance(tables[0], bytes) and isinstance(tables[1], bytes) else None
+    return encoded_frames(data, frames, one_fragment=syntax == RLELossless, extended=extended)
 
 
-def pixel_element(dataset: Dataset) -> str | None:
-    """The keyword of the element that holds the pixels, if there is one."""
-    return next((keyword for keyword in PIXEL_ELEMENTS if keyword in dataset), None)
-
-
-def transfer_syntax(dataset: Dataset) -> UID | None:
-    """The transfer syntax: the stated one, or the one that parsing found for a file without meta information."""
-    meta = getattr(dataset, "file_meta", None)
-    stated = meta.get("TransferSyntaxUID") if meta is not None else None
-    if stated:
-        return UID(str(stated))
-    implicit, little = dataset.original_encoding
-    if implicit is None or little is None:
-        return None
-    if implicit:
-        return ImplicitVRLittleEndian
-    return ExplicitVRLittleEndian if little else ExplicitVRBigEndian
-
-
-def _integer(dataset: Dataset, keyword: str, default: int | None) -> int | None:
-    try:
-        value = dataset.get(keyword)
-        if value is None or value == "":
-            return default
-        return int(value)
-    except Exception:  # an element whose value does not parse as what it should be
-        return None
-
-
-def decode_frames(dataset: FileDataset, size: ImageSize) -> Iterator[Stored | Reject]:
+def decode_frames(dataset: Dataset, size: ImageSize) -> Iterator[Stored | Reject]:
     """The frames one after another, each ``[rows, columns]`` stored values or ``[rows, columns, 3]`` RGB.
 
-    Colour models are converted to RGB (palette is not: see ``normalize.colour``). A frame that the decoder refuses
-    ends the object: the rest would be of unknown alignment. Reasons: ``decode_failed``, ``missing_tag``, ``wrong_length``.
+    One outcome for every frame that is claimed: a frame that cannot be decoded is a reject, and the next one follows.
+    No more than one frame is held besides the object itself. Colour models are converted to RGB (palette is not: see
+    ``normalize.colour``). Reasons: ``decode_failed``, ``missing_tag``, ``unsupported_format``, ``wrong_length``,
+    ``truncated``, ``no_pixel_data``.
     """
-    syntax = transfer_syntax(dataset)
+    syntax, data = transfer_syntax(dataset), pixel_bytes(dataset)
     assert syntax is not None, "image_size() has checked it"
-    if getattr(dataset.file_meta, "TransferSyntaxUID", None) is None:
-        dataset.file_meta.TransferSyntaxUID = syntax
-    if dataset.get("NumberOfFrames") is not None:
-        dataset.NumberOfFrames = size.frames
-    if "PixelRepresentation" not in dataset and "PixelData" in dataset:
-        dataset.PixelRepresentation = 0
-    jpeg12.register()
-    try:
-        decoder = get_decoder(syntax)
-        # an explicit list of frames: an encapsulated object can hold more fragments than the header claims frames
-        plugin = PLUGINS.get(syntax, "")
-        for pixels, _ in decoder.iter_array(dataset, indices=range(size.frames), raw=False, decoding_plugin=plugin):
-            yield _clean_bits(pixels, dataset, syntax)
-    except (AttributeError, KeyError) as error:
-        yield Reject("decode", "missing_tag", type(error).__name__)
-    except NotImplementedError:
-        yield Reject("decode", "unsupported_syntax")
-    except Exception as error:
-        yield Reject("decode", "decode_failed", type(error).__name__)
+    assert data is not None, "image_size() has checked it"
+    form = pixel_format(dataset, syntax)
+    if isinstance(form, Reject):
+        yield form
+        return
+    if syntax in NATIVE:
+        words = dataset.get_item(pixel_element(dataset) or "").VR == "OW"
+        there = whole_frames(len(data), form, size.rows, size.columns)
+        encoded = None
+    else:
+        found = _encoded(dataset, data, syntax, size.frames)
+        if isinstance(found, Reject):
+            yield found
+            return
+        encoded, words, there = found, False, len(found.frames)
+    for index in range(size.frames):
+        if index >= there:
+            yield Reject("decode", "truncated" if size.cut else "wrong_length", f"frame {index + 1} is not there")
+            continue
+        try:
+            if encoded is None:
+                pixels = native_frame(data, index, form, size.rows, size.columns, syntax, words=words)
+                yield _finished(pixels, form, pixels.dtype.itemsize * 8)
+            else:
+                yield _decode_encoded(encoded.frame(index), form, size, syntax)
+        except MemoryError:
+            yield Reject("decode", "absurd_size", "out of memory")
+        except Exception as error:
+            yield Reject("decode", "decode_failed", type(error).__name__)
 
 
-def _clean_bits(pixels: Stored, dataset: Dataset, syntax: UID) -> Stored:
-    """Stored values without what may lie in the bits above ``BitsStored`` (overlays of old, junk)."""
-    allocated, stored = pixels.dtype.itemsize * 8, _integer(dataset, "BitsStored", None)
-    if syntax not in NATIVE or pixels.dtype.kind not in "iu" or not stored or not 0 < stored < allocated:
+def _decode_encoded(data: bytes, form: PixelFormat, size: ImageSize, syntax: UID) -> Stored | Reject:
+    """One encoded frame, held against the header before and after it is decoded."""
+    if not data:
+        return Reject("decode", "no_pixel_data", "an empty frame")
+    if syntax == RLELossless:
+        pixels = decode_rle(data, size.rows, size.columns, size.samples, form.allocated // 8)
+        return _finished(pixels, form, form.allocated)
+    if syntax in JPEG_2000_SYNTAXES:
+        data = unboxed(data)
+    stream = read_codestream(data)
+    if stream is None or (stream.family == "jpeg_2000") != (syntax in JPEG_2000_SYNTAXES):
+        return Reject("decode", "decode_failed", "not a codestream of this syntax")
+    if refused := _contradiction(stream, form, size):
+        return refused
+    if stream.family == "jpeg_2000":
+        pixels = decode_jpeg_2000(data)
+        model = "RGB" if stream.transform else form.photometric
+    else:
+        components = _colour_model(stream, form)
+        # the codec makes RGB of a lossy JPEG's colours, but for those of a range that no JPEG knows
+        own = stream.family != "dct" or (components == "YBR" and form.photometric.startswith("YBR_PARTIAL"))
+        pixels = decode_jpeg(data, stream, "RGB" if own else components)
+        model = form.photometric if own else "RGB"
+    expected = (size.rows, size.columns) if size.samples == 1 else (size.rows, size.columns, 3)
+    if pixels.shape != expected:
+        return Reject("decode", "decode_failed", "another shape than its header's")
+    return _finished(pixels, form, stream.precision, lossy=stream.lossy, model=model)
+
+
+def _contradiction(stream: Codestream, form: PixelFormat, size: ImageSize) -> Reject | None:
+    """What a codestream's header says against the data set's; None where they agree, or differ without harm."""
+    if (stream.rows, stream.columns) != (size.rows, size.columns):
+        return Reject("decode", "decode_failed", f"the encoded frame is {stream.rows} × {stream.columns}")
+    if stream.samples != size.samples:
+        return Reject("decode", "decode_failed", f"the encoded frame has {stream.samples} samples a pixel")
+    if not stream.whole:
+        return Reject("decode", "truncated", "the encoded frame ends early")
+    if stream.precision > max(form.allocated, 8):
+        return Reject("decode", "decode_failed", f"{stream.precision} bits encoded, {form.allocated} allocated")
+    if stream.family == "dct" and form.stored is not None and stream.precision < form.stored:
+        # values of 12 bits that were squeezed into a JPEG of 8: their scale is lost, and no header tells it
+        return Reject("decode", "decode_failed", f"{stream.precision} bits encoded with loss, {form.stored} stored")
+    if stream.lossy and form.photometric == "PALETTE COLOR":
+        return Reject("decode", "unsupported_format", "a palette's indices, compressed with loss")
+    return None
+
+
+def _colour_model(stream: Codestream, form: PixelFormat) -> Literal["RGB", "YBR"]:
+    """What a JPEG's components are: by its own markers, else by subsampling, which RGB never has, else by the header."""
+    if stream.model is not None:
+        return stream.model
+    if stream.subsampled or form.photometric != "RGB":
+        return "YBR"
+    return "RGB"
+
+
+def _finished(
+    pixels: Stored, form: PixelFormat, precision: int, *, lossy: bool = False, model: str | None = None
+) -> Stored | Reject:
+    """Decoded samples as stored values, and colours as RGB.
+
+    ``model``: of the samples, where it is not the header's.
+    """
+    if form.kind == "float":
         return pixels
-    high = _integer(dataset, "HighBit", stored - 1)
-    shift = allocated - 1 - (high if high is not None and stored - 1 <= high < allocated else stored - 1)
-    up: Stored = np.left_shift(pixels, shift)
-    return np.right_shift(up, allocated - stored)  # arithmetic for signed types: the sign is extended
+    values = _values(pixels, form, precision, lossy)
+    if isinstance(values, Reject) or values.ndim == 2:
+        return values
+    model = model or form.photometric
+    if model in ("YBR_FULL", "YBR_FULL_422") or model.startswith("YBR_PARTIAL"):
+        return ybr_to_rgb(values, partial=model.startswith("YBR_PARTIAL"))
+    return values  # YBR_ICT and YBR_RCT are RGB once JPEG 2000's own transform is undone
+
+
+def _values(pixels: Stored, form: PixelFormat, precision: int, lossy: bool) -> Stored | Reject:
+    """Samples without what may lie in the bits that are not stored (overlays of old, junk), and with their sign.
+
+    The bits are what counts (PS3.5 8.1.1): an encoder that took signed values for unsigned, or the other way round,
+    kept them. After loss they are not the same bits, so that values beyond the range are at its end, not around it.
+    """
+    stored = precision if form.stored is None else min(form.stored, precision)
+    signed = form.signed if form.signed is not None else pixels.dtype.kind == "i"
+    own_sign = pixels.dtype.kind == "i"
+    kind = np.dtype(f"{'i' if signed else 'u'}{pixels.dtype.itemsize}")
+    if lossy and stored < precision and own_sign == signed:
+        low, high = (-(1 << stored - 1), (1 << stored - 1) - 1) if signed else (0, (1 << stored) - 1)
+        return np.clip(pixels, low, high).astype(kind, copy=False)
+    allocated = pixels.dtype.itemsize * 8
+    if stored == allocated:
+        return pixels.view(kind) if kind != pixels.dtype else pixels
+    below = 0
+    if form.high is not None and form.stored is not None and form.high >= form.stored:
+        below = form.high + 1 - form.stored
+        if precision < form.high + 1:
+            return Reject("decode", "missing_tag", "HighBit")
+    pixels = pixels.view(kind)
+    if below and (refused := _low_bits(pixels, form, below)):
+        return refused
+    if not below and stored == precision and own_sign == signed:
+        return pixels  # a codec's own depth: nothing can lie above it
+    up: Stored = np.left_shift(pixels, allocated - stored - below)
+    return np.right_shift(up, allocated - stored, out=up)  # arithmetic for signed types: the sign is extended
+
+
+def _low_bits(pixels: Stored, form: PixelFormat, below: int) -> Reject | None:
+    """A HighBit above BitsStored - 1 says that values begin above bit 0; something under them says that they do not.
+
+    Overlays may lie there, and say so.
+    """
+    mask = (1 << below) - 1
+    for bit in form.overlay_bits:
+        mask &= ~(1 << bit)
+    if mask and bool(np.bitwise_and(pixels, pixels.dtype.type(mask)).any()):
+        return Reject("decode", "missing_tag", "HighBit contradicts the pixel data")
+    return None
 
 
 @dataclass(frozen=True, slots=True)

@@ -278,7 +278,9 @@ def _object_histograms(opened: Opened) -> list[Histogram] | Reject:
     try:
         for frame, stored in enumerate(decode_frames(opened.dataset, opened.size)):
             if isinstance(stored, Reject):
-                return stored if frame == 0 else found
+                if frame == 0:
+                    return stored
+                continue
             found.append(frame_histogram(stored, FrameHeader(opened.dataset, frame)))
     except Exception as error:
         return internal_error("normalize", error)
@@ -315,7 +317,7 @@ def _frame_outcomes(
     for frame, stored in enumerate(decode_frames(opened.dataset, opened.size)):
         if isinstance(stored, Reject):
             yield stored
-            return
+            continue
         try:
             yield _frame_sample(opened, frame, stored, span, series, recipe, keyer)
         except Exception as error:

@@ -9,7 +9,9 @@ from typing import Any
 
 import numpy as np
 import pydicom
+import pytest
 from pydicom.dataset import FileDataset, FileMetaDataset
+from pydicom.encaps import encapsulate
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
 
 TEST_FILES = Path(pydicom.__file__).parent / "data" / "test_files"
@@ -65,3 +67,25 @@ def gradient(rows: int = 64, columns: int = 48, dtype: Any = np.int16, high: int
     """Every row a ramp from 0 to ``high``, each row a little later."""
     ramp = (np.arange(columns)[None, :] + np.arange(rows)[:, None]) * high // (rows + columns - 2)
     return ramp.astype(dtype)
+
+
+def encapsulated(frames: list[bytes], syntax: str, pixels: np.ndarray, **elements: Any) -> FileDataset:
+    """The object of :func:`image` with its pixels replaced by encoded frames, one fragment each, with an offset table.
+
+    ``PixelData`` among the elements is taken as it is: fragments and table of the caller's own.
+    """
+    own = elements.pop("PixelData", None)
+    dataset = image(pixels, **elements)
+    dataset.file_meta.TransferSyntaxUID = syntax
+    dataset.PixelData = encapsulate(frames) if own is None else own
+    dataset["PixelData"].VR = "OB"
+    dataset["PixelData"].is_undefined_length = True
+    return dataset
+
+
+def real_file(name: str) -> bytes:
+    """A file of pydicom's, or of its larger collection where that is at hand; else the test is skipped."""
+    for folder in (TEST_FILES, SHARED / "pydicom__pydicom-data" / "data_store" / "data"):
+        if (folder / name).is_file():
+            return (folder / name).read_bytes()
+    pytest.skip("needs the shared folder of real images, which is not part of the project")

@@ -55,7 +55,7 @@ PYDICOM = {
     "JPEGLSNearLossless_16.dcm": "ok", "SC_rgb_jpeg_gdcm.dcm": "ok", "SC_rgb_rle_2frame.dcm": "ok",
     "SC_rgb_small_odd.dcm": "ok", "SC_ybr_full_422_uncompressed.dcm": "ok", "examples_palette.dcm": "ok",
     "examples_ybr_color.dcm": "ok", "image_dfl.dcm": "ok", "ExplVR_BigEnd.dcm": "ok", "badVR.dcm": "missing_tag",
-    "rtplan.dcm": "no_pixel_data", "reportsi.dcm": "no_pixel_data", "README.txt": "not_dicom", "zipMR.gz": "not_dicom",
+    "rtplan_truncated.dcm": "truncated", "rtplan.dcm": "no_pixel_data", "reportsi.dcm": "no_pixel_data", "README.txt": "not_dicom", "zipMR.gz": "not_dicom",
     "dicomdirtests/DICOMDIR": "dicomdir", "rtdose_rle.dcm": "ok",
 }  # fmt: skip
 
@@ -109,7 +109,7 @@ def broken() -> dict[str, tuple[bytes, str]]:
         "too many frames": (as_bytes(image(gradient(), NumberOfFrames=10_000)), "wrong_length"),
         "absurdly many frames": (as_bytes(image(gradient(), NumberOfFrames=2**31 - 1)), "absurd_size"),
         "more rows than pixels": (as_bytes(image(gradient(), Rows=65)), "wrong_length"),
-        "fewer fragments than frames": (as_bytes(encapsulated), "wrong_length"),
+        "a fragment that is no codestream": (as_bytes(encapsulated), "decode_failed"),
         "no pixels": (as_bytes(image(gradient(), PixelData=None)), "no_pixel_data"),
         "pixels of zero length": (as_bytes(image(gradient(), PixelData=b"")), "no_pixel_data"),
         "no rows": (as_bytes(image(gradient(), Rows=None)), "missing_tag"),
@@ -212,9 +212,8 @@ def test_real_files_of_many_vendors_decode() -> None:
     assert refused == {
         "liver_deflate.dcm": "unsupported_syntax",  # deflated frames, a syntax of 2025, segmentations only
         "liver_nonbyte_aligned_deflate.dcm": "unsupported_syntax",
-        "liver_nonbyte_aligned_rle.dcm": "decode_failed",  # one bit a pixel in RLE
-        "liver_rle.dcm": "decode_failed",
-        "emri_small_jpeg_2k_lossless_too_short.dcm": "truncated",
+        "liver_nonbyte_aligned_rle.dcm": "unsupported_format",  # one bit a pixel in RLE
+        "liver_rle.dcm": "unsupported_format",
     }
 
 
