@@ -85,7 +85,9 @@ def delta_zstd() -> Candidate:
     def pack(pixels: Pixels) -> bytes:
         steps = np.diff(pixels, axis=1, prepend=pixels.dtype.type(0))
         planes = steps.reshape(-1).view(np.uint8).reshape(-1, pixels.itemsize).T
-        return pixels.dtype.char.encode() + np.array(pixels.shape, "<u2").tobytes() + ic.zstd_encode(planes.tobytes(), 1)
+        return (
+            pixels.dtype.char.encode() + np.array(pixels.shape, "<u2").tobytes() + ic.zstd_encode(planes.tobytes(), 1)
+        )
 
     def unpack(data: bytes) -> Pixels:
         kind, shape = np.dtype(data[:1].decode()), tuple(np.frombuffer(data[1:5], "<u2").tolist())

@@ -41,7 +41,7 @@ def encode(pixels: Pixels, codec: Codec) -> bytes:
     import imagecodecs
 
     native = np.ascontiguousarray(pixels, dtype=pixels.dtype.newbyteorder("="))
-    return _with_checksum(imagecodecs.htj2k_encode(native, reversible=True))
+    return _with_checksum(bytes(imagecodecs.htj2k_encode(native, reversible=True)))
 
 
 def decode(data: bytes | memoryview, codec: str) -> Pixels:
@@ -63,7 +63,7 @@ def decode(data: bytes | memoryview, codec: str) -> Pixels:
         if not _is_whole(data):
             raise ValueError("not a whole HTJ2K codestream of lumid's")
         try:
-            decoded: Pixels = imagecodecs.htj2k_decode(data)
+            decoded: Pixels = imagecodecs.htj2k_decode(bytes(data))
         except Exception as error:
             raise ValueError("not a readable HTJ2K codestream") from error
         return decoded

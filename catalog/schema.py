@@ -147,11 +147,17 @@ class CatalogRow:
     foreground_fraction: Annotated[float, Column("share of pixels that are not background")]
     sharpness: Annotated[float, Column("variance of the Laplacian over the variance of the image")]
     noise: Annotated[
-        float, Column("standard deviation of the noise of the stored image, robustly from its diagonal differences", "intensity_unit")
+        float,
+        Column(
+            "standard deviation of the noise of the stored image, robustly from its diagonal differences",
+            "intensity_unit",
+        ),
     ]
     clipped_fraction: Annotated[
         float,
-        Column("share of pixels, before resizing, at the brightest value of the scale: what was brighter was clipped to it"),
+        Column(
+            "share of pixels, before resizing, at the brightest value of the scale: what was brighter was clipped to it"
+        ),
     ]
     duplicate_of: Annotated[
         str | None, Column("key of the sample with the very same stored pixels, the first of them by key")

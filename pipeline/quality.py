@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import cast
 
 import cv2
 import numpy as np
@@ -42,7 +43,7 @@ def measure(pixels: Pixels, floor: float = 0.0) -> Quality:
     ``floor``, the stored value that nothing but background is below. Sharpness is the variance of the 4-neighbour
     Laplacian over the image's own, so that it does not depend on brightness or contrast. ``noise``: see :func:`noise_of`.
     """
-    grey = cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY) if pixels.ndim == 3 else pixels
+    grey = _grey(pixels)
     darkest, brightest, _, _ = cv2.minMaxLoc(grey)
     p01, p50, p99, top = _percentiles(grey, int(brightest))
     if darkest == brightest:
@@ -60,6 +61,10 @@ def measure(pixels: Pixels, floor: float = 0.0) -> Quality:
         noise=round(noise_of(values, threshold if foreground else -1.0), 4),
         constant=False,
     )
+
+
+def _grey(pixels: Pixels) -> Pixels:
+    return cast(Pixels, cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY)) if pixels.ndim == 3 else pixels
 
 
 def _percentiles(grey: Pixels, brightest: int) -> list[float]:
@@ -107,8 +112,7 @@ def perceptual_hash(pixels: Pixels) -> int:
     The image is shrunk to 32 × 32, and of its discrete cosine transform the 8 × 8 lowest frequencies are taken but the
     constant ones (Zauner, Implementation and Benchmarking of Perceptual Image Hash Functions, 2010).
     """
-    grey = cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY) if pixels.ndim == 3 else pixels
-    small = cv2.resize(grey, (HASH_SIDE, HASH_SIDE), interpolation=cv2.INTER_AREA).astype(np.float32)
+    small = cv2.resize(_grey(pixels), (HASH_SIDE, HASH_SIDE), interpolation=cv2.INTER_AREA).astype(np.float32)
     slow = cv2.dct(small)[1 : HASH_BITS + 1, 1 : HASH_BITS + 1]
     bits = np.packbits(slow > np.median(slow))
     return int.from_bytes(bits.tobytes(), "big")

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 import pytest
 import webdataset
 
-from lumid.catalog.codecs import decode
+from lumid.catalog.codecs import decode, pixel_hash
 from lumid.catalog.layout import Layout, read_manifest
 from lumid.catalog.verify import verify
 from tests.dicom import TEST_FILES, as_bytes, gradient, image
@@ -213,7 +213,7 @@ def test_the_account_adds_up(built: Path) -> None:
 def test_plain_webdataset_reads_the_shards(built: Path) -> None:
     last = len(read_manifest(built).shards) - 1
     pattern = f"{built}/shards/lumid-{{000000..{last:06d}}}.tar"
-    samples = list(webdataset.WebDataset(pattern, shardshuffle=False).to_tuple("__key__", "png", "json"))
+    samples = list(webdataset.WebDataset(pattern, shardshuffle=False).to_tuple("__key__", "jhc", "json"))
     assert len(samples) == 240
     keys = [key for key, _, _ in samples]
     assert keys == sorted(keys)
@@ -223,13 +223,23 @@ def test_plain_webdataset_reads_the_shards(built: Path) -> None:
             f"select key, shard, \"offset\", length, pixel_hash from '{built}/catalog/*/*.parquet'"
         ).fetchall()
     }
-    for key, png, text in samples:
+    for key, image, text in samples:
         shard, offset, length, _ = rows[key]
         with (built / "shards" / shard).open("rb") as file:
             file.seek(offset)
-            assert file.read(length) == png
+            assert file.read(length) == image
         assert json.loads(text)["key"] == key
-        assert decode(png, "png").dtype == np.uint16
+        assert decode(image, "jhc").dtype == np.uint16
+
+
+def test_one_line_decodes_the_shards_of_plain_webdataset(built: Path) -> None:
+    import imagecodecs
+
+    shards = [str(path) for path in sorted((built / "shards").glob("*.tar"))]
+    decoder = webdataset.handle_extension("jhc", imagecodecs.htj2k_decode)  # the line that the documentation gives
+    samples = webdataset.WebDataset(shards, shardshuffle=False).decode(decoder).to_tuple("__key__", "jhc", "json")
+    hashes = dict(duckdb.sql(f"select key, pixel_hash from '{built}/catalog/*/*.parquet'").fetchall())
+    assert {key: pixel_hash(pixels) for key, pixels, _ in samples} == hashes
 
 
 def test_members_of_shards_hold_nothing_but_names_and_sizes(built: Path) -> None:
@@ -341,7 +351,7 @@ def test_a_frame_of_ours_is_the_frame_of_pydicom(demo: Path) -> None:
     ).fetchall()
     with (demo / "shards" / row[0]).open("rb") as file:
         file.seek(row[1])
-        pixels = decode(file.read(row[2]), "png")
+        pixels = decode(file.read(row[2]), "jhc")
     dataset = pydicom.dcmread(TEST_FILES / "CT_small.dcm")
     expected = dataset.pixel_array * float(dataset.RescaleSlope) + float(dataset.RescaleIntercept)
     mask = dataset.pixel_array != dataset.PixelPaddingValue

@@ -203,9 +203,10 @@ def test_a_prefix_of_an_object_store_is_counted(bucket: str, monkeypatch: pytest
 
 def test_estimates_grow_with_pixels_but_not_beyond_what_archives_hold() -> None:
     at = {size: assumptions_of(PixelSettings(size=size)).kb_per_slice for size in (128, 256, 512, 1024)}
-    assert at == {128: 17.0, 256: 68.0, 512: 272.0, 1024: 272.0}
-    assert assumptions_of(PixelSettings(codec="jxl")).kb_per_slice == 54.0
-    assert assumptions_of(PixelSettings(profile="paper")).kb_per_slice == 21.0
+    assert at == {128: 13.25, 256: 53.0, 512: 212.0, 1024: 212.0}
+    assert assumptions_of(PixelSettings(size="native")).kb_per_slice == 212.0
+    assert assumptions_of(PixelSettings(codec="png")).kb_per_slice == 68.0
+    assert assumptions_of(PixelSettings(profile="paper")).kb_per_slice == 17.0
 
 
 def test_time_is_that_of_the_slower_of_fetching_and_processing() -> None:
