@@ -99,7 +99,7 @@ def delta_zstd() -> Candidate:
 
 def candidates() -> list[Candidate]:
     """All that can be had here."""
-    found: list[Candidate | None] = [of_lumid("png"), of_lumid("jxl")]
+    found: list[Candidate | None] = [of_lumid("png"), of_lumid("jhc")]
     for level in (1, 3, 6):
         found.append(png_of_cv2(level, cv2.IMWRITE_PNG_STRATEGY_DEFAULT, f"PNG, OpenCV, level {level}"))
     found.append(png_of_cv2(1, cv2.IMWRITE_PNG_STRATEGY_FILTERED, "PNG, OpenCV, level 1, filtered"))
@@ -107,7 +107,9 @@ def candidates() -> list[Candidate]:
     found.append(png_of_cv2(1, cv2.IMWRITE_PNG_STRATEGY_HUFFMAN_ONLY, "PNG, OpenCV, Huffman only"))
     for level in (1, 3):
         found.append(of_imagecodecs(f"PNG, libpng, level {level}", "png", {"level": level}))
-        found.append(of_imagecodecs(f"PNG, libspng, level {level}", "spng", {"level": level}))
+        found.append(of_imagecodecs(f"PNG, libspng, level {level}", "spng", {"level": level}, bits=(8,)))
+    if ic.SPNG.available:
+        found.append(Candidate("PNG, read by libspng", of_lumid("png").encode, ic.spng_decode, (8,)))
     found.append(of_imagecodecs("JPEG-LS, CharLS", "jpegls", {}))
     for effort in (1, 2, 3):
         settings = {"lossless": True, "effort": effort, "numthreads": 1}
@@ -127,10 +129,7 @@ def optional() -> Iterator[Candidate]:
     try:
         import pyspng
 
-        def with_pyspng(pixels: Pixels) -> bytes:
-            return bytes(pyspng.encode(pixels, compress_level=1))
-
-        yield Candidate("PNG, pyspng, level 1", with_pyspng, pyspng.load)
+        yield Candidate("PNG, read by pyspng", of_lumid("png").encode, pyspng.load, (8,))
     except ImportError:
         pass
     try:
@@ -161,7 +160,7 @@ def optional() -> Iterator[Candidate]:
             rows, columns = pixels.shape[:2]
             return bytes(fpng_py.fpng_encode_image_to_memory(pixels.tobytes(), columns, rows, 3))
 
-        yield Candidate("PNG, fpng", with_fpng, lambda data: fpng_py.fpng_decode_memory(data, 3), (8,), (3,))
+        yield Candidate("PNG, fpng", with_fpng, lambda data: fpng_py.fpng_decode_from_memory(data, 3), (8,), (3,))
     except ImportError:
         pass
 

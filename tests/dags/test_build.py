@@ -223,13 +223,13 @@ def test_plain_webdataset_reads_the_shards(built: Path) -> None:
             f"select key, shard, \"offset\", length, pixel_hash from '{built}/catalog/*/*.parquet'"
         ).fetchall()
     }
-    for key, image, text in samples:
+    for key, encoded, text in samples:
         shard, offset, length, _ = rows[key]
         with (built / "shards" / shard).open("rb") as file:
             file.seek(offset)
-            assert file.read(length) == image
+            assert file.read(length) == encoded
         assert json.loads(text)["key"] == key
-        assert decode(image, "jhc").dtype == np.uint16
+        assert decode(encoded, "jhc").dtype == np.uint16
 
 
 def test_one_line_decodes_the_shards_of_plain_webdataset(built: Path) -> None:

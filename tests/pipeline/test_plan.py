@@ -59,8 +59,8 @@ def test_the_whole_of_lumid_adds_up(whole: Plan) -> None:
     ):  # an index of a later version does not count what it revised
         assert totals.slices == 3_210_467
         assert totals.non_commercial_slices == 31_856 + 21_220 + 13_482
-    # 68 kB a slice, the table of measurements' 220 GB
-    assert totals.gb_out == pytest.approx(218.3, abs=0.1)
+    # 53 kB a slice
+    assert totals.gb_out == pytest.approx(170.2, abs=0.1)
 
 
 def test_drift_against_the_paper(whole: Plan) -> None:
@@ -215,9 +215,9 @@ def test_time_is_that_of_the_slower_of_fetching_and_processing() -> None:
     assert fetching.seconds == pytest.approx(1e6 / assumed.fetch_mb_s)
     processing = estimate(10**6, 10**6, 0, assumed)
     assert processing.seconds == pytest.approx(1e3 * assumed.ms_per_slice / assumed.cores)
-    assert processing.gb_out == pytest.approx(68.0)
+    assert processing.gb_out == pytest.approx(53.0)
     uncounted = estimate(0, 5_260_000, 5_260_000, assumed)
-    assert uncounted.gb_out == pytest.approx(10 * 68e3 / 1e9)
+    assert uncounted.gb_out == pytest.approx(10 * 53e3 / 1e9)
 
 
 # ---- options of the command line
