@@ -242,8 +242,9 @@ def read_books(layout: Layout) -> Books | Finding:
         by_code[code] += frames
     pairs = table.select(["collection", "source"]).group_by(["collection", "source"]).aggregate([]).to_pylist()
     origins = frozenset(Origin(row["collection"], row["source"], None, None) for row in pairs)
-    # one instance that two series or sources have is rejected under the name of the second series
-    own = table.filter(pc.not_equal(table["code"], "duplicate_instance"))["series"]
+    # what two series or sources have is rejected under the name that the sample's own header gives its series
+    twice = pc.is_in(table["code"], value_set=pa.array(["duplicate_instance", "exact_duplicate"]))
+    own = table.filter(pc.invert(twice))["series"]
     return Books(table.num_rows, by_code, origins, frozenset(pc.unique(own.drop_null()).to_pylist()))
 
 

@@ -43,7 +43,7 @@ class CatalogRow:
     shard: Annotated[str | None, Column("file in shards/ that holds the sample")] = None
     offset: Annotated[int, Column("position of the encoded image in the shard", "bytes")] = 0
     length: Annotated[int, Column("size of the encoded image", "bytes")] = 0
-    codec: Annotated[str, Column("file name extension and encoding of the image: png or jxl")]
+    codec: Annotated[str, Column("file name extension and encoding of the image: jhc (HTJ2K codestream) or png")]
     sha256: Annotated[str, Column("SHA-256 of the encoded image")]
     pixel_hash: Annotated[str, Column("SHA-256 of the stored pixels, decoded: shape, type and little-endian values")]
     width: Annotated[int, Column("columns of the stored image", "pixels")]
@@ -169,6 +169,22 @@ class CatalogRow:
 
     foreground_fraction: Annotated[float, Column("share of pixels that are not background")]
     sharpness: Annotated[float, Column("variance of the Laplacian over the variance of the image")]
+    noise: Annotated[
+        float,
+        Column(
+            "standard deviation of the noise of the stored image, robustly from its diagonal differences",
+            "intensity_unit",
+        ),
+    ]
+    clipped_fraction: Annotated[
+        float,
+        Column(
+            "share of pixels, before resizing, at the brightest value of the scale: what was brighter was clipped to it"
+        ),
+    ]
+    duplicate_of: Annotated[
+        str | None, Column("key of the sample with the very same stored pixels, the first of them by key")
+    ] = None
     near_duplicate_of: Annotated[str | None, Column("key of the sample of the same series that it nearly repeats")] = (
         None
     )
@@ -233,6 +249,14 @@ REASONS: dict[str, str] = {
     "too_small": "smaller than the recipe's smallest side",
     "blank": "(almost) nothing in it: foreground under the recipe's threshold",
     "constant": "all pixels have one value",
+    "derived": "derived from other images, which the recipe does not take",
+    "secondary_capture": "a secondary capture (screen save, scan of a film), which the recipe does not take",
+    "implausible": "values that nothing which is imaged can have: the scale in the header cannot be right",
+    "stride": "between the slices that the recipe takes of a series",
+    "series_cap": "more slices of the series than the recipe takes, which are spread evenly",
+    "collection_cap": "more series of the collection than the recipe takes, which are drawn by a keyed hash",
+    "exact_duplicate": "the very same pixels are in the data set already, under a smaller key",
+    "near_duplicate": "nearly the same image as another of its series",
     "text_in_pixels": "the header says that identifying text is burned into the pixels, or the policy needs a check that was not possible",
     "internal_error": "lumid failed on it: please report the stage and the place named in the message",
 }

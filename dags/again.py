@@ -24,7 +24,7 @@ from lumid.catalog.schema import CATALOG, FORMAT_VERSION, REJECTS
 from lumid.catalog.shards import END_OF_TAR
 from lumid.catalog.verify import verify
 from lumid.dags.progress import BuildProgress
-from lumid.pipeline.pack import ELSEWHERE
+from lumid.pipeline.pack import ELSEWHERE, SAME_PIXELS
 from lumid.pipeline.parts import (
     UNFETCHED,
     PartAccount,
@@ -42,8 +42,8 @@ IDENTITY = b"lumid.made_of"
 class Again:
     """What of a finished data set is to be built again, as rows of its lock.
 
-    ``missing``: series that an archive did not give whole, and how many frames it did not. ``redone``: those that share an instance with another series;
-    of such only one is kept, and with some series fetched anew it is decided anew which.
+    ``missing``: series that an archive did not give whole, and how many frames it did not. ``redone``: those that share an instance or the pixels
+    of one with another series; of such only one is kept, and with some series fetched anew it is decided anew which.
     """
 
     lock: pa.Table = field(repr=False)
@@ -73,7 +73,9 @@ def read_again(layout: Layout, finished: Manifest | None) -> Again | None:
     missing: Counter[int] = Counter()
     for row, frames in zip(origins.of(lost), lost["frames"].to_pylist(), strict=True):
         missing[row] += frames
-    redone = origins.of(rejects.filter(pc.equal(rejects["message"], ELSEWHERE.message)))
+    # whose pixels a rejected duplicate had may have other pixels now: a series' range is that of all its slices
+    again = pc.or_(pc.equal(rejects["message"], ELSEWHERE.message), pc.equal(rejects["code"], SAME_PIXELS.code))
+    redone = origins.of(rejects.filter(again))
     return Again(lock, dict(missing), frozenset(redone)) if missing else None
 
 

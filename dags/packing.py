@@ -46,7 +46,7 @@ def pack(
     Raises :class:`AccountingError` when planned frames are not kept plus rejected ones.
     """
     write_state(layout, phase="pack")
-    index, duplicates = build_index(parts)
+    index, duplicates = build_index(parts, recipe.select.exact_duplicates)
     shard_plans = plan_shards(index, recipe.shards.size_mb)
     chunks = plan_catalog(shard_plans)
     packed = _packed_folder(layout, lock, parts)

@@ -20,6 +20,7 @@ from lumid.pipeline.batches import Batch, make_batches
 from lumid.pipeline.lock import lock_hash, lock_table, series_of
 from lumid.pipeline.plan import pin
 from lumid.pipeline.recipe import FolderSettings, PydicomSettings, Recipe, make_keyer
+from lumid.pipeline.sample import cap_listed
 from lumid.pipeline.scan import Scanned, group_series, scan
 from lumid.pipeline.sources import ListedSource, Listing, ObjectRef, Series, open_listed
 
@@ -56,7 +57,7 @@ def plan_build(
     for number in range(len(recipe.sources)):
         if number in listings:
             scanned = _scan(client, recipe, number, listings[number], layout, progress)
-            series[number] = group_series(scanned, sources[number].provenance)
+            series[number] = _grouped(recipe, scanned, sources[number])
             locks.append(_checked(lock_table(series[number], number), pinned, number))
         else:
             locks.append(pinned.filter(pc.equal(pinned["recipe_source"], number)))
@@ -86,11 +87,16 @@ def plan_again(
     progress.begin_scan(sum(len(listing) for number, listing in listings.items() if number in wanted))
     for number in sorted(wanted & listings.keys()):
         scanned = _scan(client, recipe, number, listings[number], layout, progress)
-        series[number] = group_series(scanned, sources[number].provenance)
+        series[number] = _grouped(recipe, scanned, sources[number])
         _checked(lock_table(series[number], number), lock, number)
     plan = Plan(_batches(recipe, lock, series, rows), lock)
     _begin(layout, plan)
     return plan
+
+
+def _grouped(recipe: Recipe, scanned: list[Scanned], source: ListedSource) -> list[Series]:
+    """A folder's series, with a reason for those that are above the recipe's cap."""
+    return cap_listed(group_series(scanned, source.provenance), recipe.select.max_series, make_keyer(recipe.deid))
 
 
 def _batches(

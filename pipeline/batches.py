@@ -53,5 +53,6 @@ def _batch_id(group: Sequence[Series], source: int, recipe_hash: str) -> str:
     digest = hashlib.sha256(f"{FORMAT_VERSION} {recipe_hash} {source}\n".encode())
     for series in group:
         changed = max((member.ref.changed_ns for member in series.members), default=0)
-        digest.update(f"{series.id} {series.digest()} {changed}\n".encode())
+        refused = sum(member.reject is not None for member in series.members)  # a cap depends on the other series
+        digest.update(f"{series.id} {series.digest()} {changed} {refused}\n".encode())
     return digest.hexdigest()[:24]

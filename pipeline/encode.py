@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from typing import cast
+from typing import Literal, cast
 
 import cv2
 import numpy as np
@@ -22,13 +22,13 @@ class Encoded:
     pixel_hash: str
 
 
-def resize(pixels: Pixels, long_side: int) -> Pixels:
+def resize(pixels: Pixels, long_side: int | Literal["native"]) -> Pixels:
     """Shrink an image so that its long side is ``long_side`` at most, by pixel area, aspect kept; never enlarge.
 
-    ``uint8 | uint16 [rows, columns]`` or ``uint8 [rows, columns, 3]`` in and out.
+    ``uint8 | uint16 [rows, columns]`` or ``uint8 [rows, columns, 3]`` in and out. A short side is one pixel at least.
     """
     rows, columns = pixels.shape[:2]
-    if max(rows, columns) <= long_side:
+    if long_side == "native" or max(rows, columns) <= long_side:
         return pixels
     scale = long_side / max(rows, columns)
     size = (max(1, round(columns * scale)), max(1, round(rows * scale)))

@@ -7,11 +7,8 @@ from dataclasses import dataclass
 
 from lumid.pipeline.recipe import PixelSettings
 
-KB_PER_SLICE = {("lumid", "png"): 68.0, ("lumid", "jxl"): 54.0, ("paper", "png"): 21.0, ("paper", "jxl"): 17.0}
-"""Kilobytes of a stored slice of 256 × 256, by profile and codec.
-
-Measured on CT, except the last, which assumes that JPEG XL saves as much of 8 bits as it does of 16.
-"""
+KB_PER_SLICE = {("lumid", "png"): 68.0, ("lumid", "jhc"): 53.0, ("paper", "png"): 21.0, ("paper", "jhc"): 17.0}
+"""Kilobytes of a stored slice of 256 × 256 of CT, by profile and codec."""
 MEASURED_SIZE = 256
 LARGEST_SLICE = 512
 """Most archived slices have no more pixels a side, and images are never enlarged."""
@@ -48,7 +45,7 @@ class Estimate:
 
 def assumptions_of(pixels: PixelSettings) -> Assumptions:
     """The assumptions for a pixel profile on this machine; the size of a stored slice grows with its pixels."""
-    side = min(pixels.size, LARGEST_SLICE)
+    side = LARGEST_SLICE if pixels.size == "native" else min(pixels.size, LARGEST_SLICE)
     kilobytes = KB_PER_SLICE[pixels.profile, pixels.codec] * (side / MEASURED_SIZE) ** 2
     return Assumptions(kilobytes, FETCH_MB_S, MS_PER_SLICE, os.cpu_count() or 1)
 

@@ -48,7 +48,7 @@ class Geometry:
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class Arranged:
     """A slice among those of its series; each as the catalog column ``slice_…`` of the same name."""
 
     index: int | None = None
@@ -98,7 +98,7 @@ def plane_of(orientation: list[float]) -> str | None:
     return ("sagittal", "coronal", "axial")[axis]
 
 
-def arrange(slices: Sequence[Placed | None]) -> list[Place]:
+def arrange(slices: Sequence[Placed | None]) -> list[Arranged]:
     """The place of every slice among all of its series; nothing for those that have no position.
 
     Slices whose normals are within 1° belong together, and positions within 0.01 mm are one. The result does not depend
@@ -108,7 +108,7 @@ def arrange(slices: Sequence[Placed | None]) -> list[Place]:
     for normal, number in sorted((one.normal, number) for number, one in enumerate(slices) if one is not None):
         near = (other for other in stacks if np.dot(other, normal) > np.cos(np.radians(SAME_DIRECTION_DEGREES)))
         stacks.setdefault(next(near, normal), []).append(number)
-    places = [Place()] * len(slices)
+    places = [Arranged()] * len(slices)
     first = 0
     for members in stacks.values():
         positions = np.array([one.position for number in members if (one := slices[number]) is not None])
@@ -121,7 +121,7 @@ def arrange(slices: Sequence[Placed | None]) -> list[Place]:
         wide = distances > GAP * spacing if spacing is not None else np.zeros(0, np.bool_)
         gap = np.concatenate([[False], wide]) | np.concatenate([wide, [False]])
         for number, level in zip(members, levels, strict=True):
-            places[number] = Place(
+            places[number] = Arranged(
                 index=first + int(level),
                 spacing=round(spacing, 4) if spacing is not None else None,
                 gap=bool(gap[level]) if spacing is not None else None,

@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -26,11 +27,17 @@ CATALOG_SORT = [("collection", "ascending"), ("patient", "ascending"), ("study",
 CATALOG_CHUNK_ROWS = 500_000
 ELSEWHERE = Reject("select", "duplicate_instance", "in another series or source")
 """Why a sample is left out whose key another series' sample has."""
+SAME_PIXELS = Reject("select", "exact_duplicate")
+ExactDuplicates = Literal["keep", "flag", "drop"]
 
 
 @dataclass(frozen=True, slots=True)
 class Index:
-    """Every sample of all parts, in the order of keys: arrays of equal length."""
+    """Every sample of all parts, in the order of keys: arrays of equal length.
+
+    ``twin``: key of the first sample with the same pixels where that is another one and duplicates are looked for, else
+    empty.
+    """
 
     keys: npt.NDArray[np.bytes_]
     part: npt.NDArray[np.int32]
@@ -38,6 +45,7 @@ class Index:
     start: npt.NDArray[np.int64]
     size: npt.NDArray[np.int64]
     lock_row: npt.NDArray[np.int64]
+    twin: npt.NDArray[np.bytes_]
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -51,6 +59,7 @@ class Index:
             self.start[which],
             self.size[which],
             self.lock_row[which],
+            self.twin[which],
         )
 
 
@@ -63,26 +72,34 @@ class ShardPlan:
     starts: npt.NDArray[np.int64]
 
 
-def build_index(parts: Sequence[PartFiles]) -> tuple[Index, list[RejectRow]]:
+def build_index(parts: Sequence[PartFiles], exact: ExactDuplicates = "keep") -> tuple[Index, list[RejectRow]]:
     """All samples by key. Two with one key are one instance that two series have: that of the first row of the lock stays.
 
+    ``exact``: what is done about samples with the same pixels, of which the first by key is the one that counts.
     The index is the same however the series are spread over parts.
     """
     pieces = []
+    hashes = []
     for number, files in enumerate(parts):
-        table = pq.read_table(files.rows, columns=["key", "offset", LOCK_ROW.name])
+        columns = ["key", "offset", LOCK_ROW.name] + (["pixel_hash"] if exact != "keep" else [])
+        table = pq.read_table(files.rows, columns=columns)
         begin = table["offset"].to_numpy() - image_offset(0)
         end = np.append(begin[1:], read_account(files).sample_bytes)[: len(begin)]
         keys = np.array(table["key"].to_pylist(), dtype="S24")
         count = len(keys)
         lock_rows = table[LOCK_ROW.name].to_numpy()
         piece = Index(
-            keys, np.full(count, number, np.int32), np.arange(count, dtype=np.int32), begin, end - begin, lock_rows
-        )
-        pieces.append(piece.take(~np.isin(lock_rows, list(files.without))) if files.without else piece)
+            keys, np.full(count, number, np.int32), np.arange(count, dtype=np.int32), begin, end - begin, lock_rows,
+            np.full(count, b"", "S24"),
+        )  # fmt: skip
+        mine = ~np.isin(lock_rows, list(files.without)) if files.without else slice(None)
+        pieces.append(piece.take(mine))
+        if exact != "keep":
+            hashes.append(_pixel_hashes(table)[mine])
     if not pieces:
         empty = np.array([], np.int64)
-        return Index(np.array([], "S24"), empty.astype(np.int32), empty.astype(np.int32), empty, empty, empty), []
+        names = np.array([], "S24")
+        return Index(names, empty.astype(np.int32), empty.astype(np.int32), empty, empty, empty, names), []
     index = Index(
         np.concatenate([piece.keys for piece in pieces]),
         np.concatenate([piece.part for piece in pieces]),
@@ -90,23 +107,50 @@ def build_index(parts: Sequence[PartFiles]) -> tuple[Index, list[RejectRow]]:
         np.concatenate([piece.start for piece in pieces]),
         np.concatenate([piece.size for piece in pieces]),
         np.concatenate([piece.lock_row for piece in pieces]),
+        np.concatenate([piece.twin for piece in pieces]),
     )
-    index = index.take(np.lexsort((index.row, index.lock_row, index.keys)))
+    order = np.lexsort((index.row, index.lock_row, index.keys))
+    index = index.take(order)
     again = np.zeros(len(index), bool)
     again[1:] = index.keys[1:] == index.keys[:-1]
-    return index.take(np.flatnonzero(~again)), _duplicates(index.take(np.flatnonzero(again)), parts)
+    rejects = _rejected(index.take(np.flatnonzero(again)), ELSEWHERE, parts)
+    index = index.take(np.flatnonzero(~again))
+    if exact == "keep":
+        return index, rejects
+    index.twin[:] = _twins(index.keys, np.concatenate(hashes)[order][~again])
+    if exact == "flag":
+        return index, rejects
+    same = index.twin != b""
+    return index.take(~same), rejects + _rejected(index.take(same), SAME_PIXELS, parts)
 
 
-def _duplicates(again: Index, parts: Sequence[PartFiles]) -> list[RejectRow]:
+def _pixel_hashes(table: pa.Table) -> npt.NDArray[np.uint64]:
+    """``uint64 [samples, 2]``: the first half of each hash, which tells apart as many images as there are."""
+    digits = "".join(value[:32] for value in table["pixel_hash"].to_pylist())
+    return np.frombuffer(bytes.fromhex(digits), np.uint64).reshape(-1, 2)
+
+
+def _twins(keys: npt.NDArray[np.bytes_], hashes: npt.NDArray[np.uint64]) -> npt.NDArray[np.bytes_]:
+    """For each sample the key of the first one with its hash; empty for that one. ``keys`` ascend."""
+    order = np.lexsort((np.arange(len(keys)), hashes[:, 1], hashes[:, 0]))
+    ordered = hashes[order]
+    new = np.ones(len(keys), bool)
+    new[1:] = (ordered[1:] != ordered[:-1]).any(axis=1)
+    firsts = order[np.flatnonzero(new)][np.cumsum(new) - 1]
+    twins = np.full(len(keys), b"", "S24")
+    twins[order] = np.where(new, b"", keys[firsts])
+    return twins
+
+
+def _rejected(samples: Index, reason: Reject, parts: Sequence[PartFiles]) -> list[RejectRow]:
+    """Samples of parts as rejects."""
     rejects = []
-    for part in np.unique(again.part):
+    for part in np.unique(samples.part):
         table = pq.read_table(
             parts[part].rows, columns=["collection", "source", "source_id", "series", "frame", "modality"]
         )
-        for row in table.take(pa.array(np.sort(again.row[again.part == part]))).to_pylist():
-            rejects.append(
-                RejectRow(**row, frames=1, stage=ELSEWHERE.stage, code=ELSEWHERE.code, message=ELSEWHERE.message)
-            )
+        for row in table.take(pa.array(np.sort(samples.row[samples.part == part]))).to_pylist():
+            rejects.append(RejectRow(**row, frames=1, stage=reason.stage, code=reason.code, message=reason.message))
     return rejects
 
 
@@ -206,7 +250,7 @@ def write_catalog_chunk(chunk: CatalogChunk, parts: Sequence[PartFiles], folder:
 
 
 def _chunk_rows(chunk: CatalogChunk, parts: Sequence[PartFiles]) -> pa.Table:
-    """The chunk's rows out of all parts, with shard and offset as they will be."""
+    """The chunk's rows out of all parts, with shard, offset and what they are duplicates of as they will be."""
     samples = [plan.samples for plan in chunk.shards]
     part = np.concatenate([item.part for item in samples])
     row = np.concatenate([item.row for item in samples])
@@ -220,7 +264,12 @@ def _chunk_rows(chunk: CatalogChunk, parts: Sequence[PartFiles]) -> pa.Table:
         for number in np.unique(part)
     ]
     table = pa.concat_tables([one.drop_columns([LOCK_ROW.name]).replace_schema_metadata(None) for one in tables])
-    values = {"shard": names.take(pa.array(order)), "offset": pa.array(image_offset(0) + starts[order], pa.int64())}
+    twins = [twin.decode() or None for twin in np.concatenate([item.twin for item in samples])[order].tolist()]
+    values = {
+        "shard": names.take(pa.array(order)),
+        "offset": pa.array(image_offset(0) + starts[order], pa.int64()),
+        "duplicate_of": pa.array(twins, pa.string()),
+    }
     for name, column in values.items():
         table = table.set_column(table.schema.get_field_index(name), CATALOG.field(name), column)
     return table.cast(CATALOG)

@@ -35,7 +35,7 @@ from lumid.pipeline.recipe import (
     collections_of,
     make_keyer,
 )
-from lumid.pipeline.sample import draw_sample
+from lumid.pipeline.sample import cap_series, draw_sample
 
 XRAY = frozenset({"CR", "DX"})
 
@@ -133,7 +133,8 @@ def plan(recipe: Recipe, index: Path | None = None) -> Plan:
     """
     keyer = make_keyer(recipe.deid)
     whole = _pin_all(recipe, keyer, index)
-    lock = draw_sample(whole, recipe.sample, keyer)
+    sampled = draw_sample(whole, recipe.sample, keyer)
+    lock = cap_series(sampled, recipe.select.max_series, keyer)
     assumed = assumptions_of(recipe.pixels)
     everything, chosen = _summaries(whole), _summaries(lock)
     notes: list[str] = []
@@ -153,14 +154,18 @@ def plan(recipe: Recipe, index: Path | None = None) -> Plan:
             notes += [f"{name}: IDC has nothing in it that the recipe selects" for name in empty]
         elif isinstance(source, NihSettings) and (number, source.collection) not in chosen:
             notes.append(f"{source.collection}: max_gb leaves none of its archives, which are drawn whole")
-    notes += _remarks(recipe, whole, lock, planned)
+    notes += _remarks(recipe, whole, sampled, planned)
+    if lock.num_rows < sampled.num_rows:
+        most = recipe.select.max_series
+        notes.append(f"at most {most:,} series of a collection: {lock.num_rows:,} of {sampled.num_rows:,}")
     return Plan(recipe, lock, _in_order(planned), assumed, tuple(notes))
 
 
 def pin(recipe: Recipe, index: Path | None = None) -> pa.Table:
     """The lock's rows of a recipe's archives, under :data:`~lumid.catalog.lock.LOCK`: the plan without its summary."""
     keyer = make_keyer(recipe.deid)
-    pinned = draw_sample(_pin_all(recipe, keyer, index), recipe.sample, keyer)
+    drawn = draw_sample(_pin_all(recipe, keyer, index), recipe.sample, keyer)
+    pinned = cap_series(drawn, recipe.select.max_series, keyer)
     check_selection(recipe, pinned)
     return pinned
 

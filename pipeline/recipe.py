@@ -12,7 +12,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from lumid.catalog.codecs import Codec
 from lumid.catalog.errors import RecipeError
@@ -161,22 +161,45 @@ class DeidSettings(_Section):
 
 
 class SelectSettings(_Section):
-    """Which frames are taken."""
+    """Which frames are taken; every rule that leaves one out has its reason code in the rejects.
+
+    ``derived``: what was computed from other images, or made after the examination (reformats, maps, projections).
+    ``secondary``: secondary captures. ``stride``: every n-th slice along a series; ``max_slices``: at most so many of
+    it, spread evenly. ``max_series``: of each collection at most so many series, drawn by a keyed hash: the others are
+    not even fetched, and of a folder not read. ``exact_duplicates``: the same pixels anywhere in the data set.
+    ``near_duplicates``: within a series, perceptual hashes of 64 bits that differ in ``near_duplicate_bits`` at most.
+    """
 
     modalities: tuple[Modality, ...] = ("CT", "MR", "PT", "CR", "DX", "MG", "XA", "RF", "NM", "US", "SC", "OT")
     localizers: bool = False
+    derived: Literal["take", "drop"] = "take"
+    secondary: Literal["take", "drop"] = "take"
     min_side: Annotated[int, Field(ge=1, le=4096)] = 32
     min_foreground: Fraction = 0.01
+    implausible: Literal["take", "drop"] = "drop"
+    stride: Annotated[int, Field(ge=1)] = 1
+    max_slices: Annotated[int, Field(ge=1)] | None = None
+    max_series: Annotated[int, Field(ge=1)] | None = None
+    exact_duplicates: Literal["keep", "flag", "drop"] = "flag"
+    near_duplicates: Literal["keep", "flag", "drop"] = "flag"
+    near_duplicate_bits: Annotated[int, Field(ge=0, le=32)] = 0
     max_pixels: Annotated[int, Field(ge=1)] = 1 << 28
     max_frames: Annotated[int, Field(ge=1)] = 20_000
 
 
 class PixelSettings(_Section):
-    """How intensities are stored."""
+    """How intensities are stored. ``size``: the long side at most, ``native`` for as many pixels as there are."""
 
     profile: Literal["lumid", "paper"] = "lumid"
-    size: Annotated[int, Field(ge=16, le=8192)] = 256
-    codec: Codec = "png"
+    size: int | Literal["native"] = 256
+    codec: Codec = "jhc"
+
+    @field_validator("size", mode="before")
+    @classmethod
+    def _of_an_image(cls, size: object) -> object:
+        if size != "native" and not (type(size) is int and 16 <= size <= 8192):
+            raise ValueError(f"must be an integer from 16 to 8192 or 'native', not {size!r}")
+        return size
 
 
 class SplitSettings(_Section):

@@ -1,8 +1,9 @@
-"""A sample of what archives hold: whole patients, drawn so that a larger sample holds every smaller one."""
+"""A part of what there is: patients of archives, or series of a collection, drawn so that a larger part holds a smaller one."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -11,6 +12,8 @@ import pyarrow.compute as pc
 
 from lumid.catalog.keys import Keyer
 from lumid.pipeline.recipe import SampleSettings
+from lumid.pipeline.reject import Reject
+from lumid.pipeline.sources import Series
 
 
 def draw(keyer: Keyer, seed: int, collection: str, unit: str) -> float:
@@ -63,3 +66,60 @@ def _that_fit(
     mask = np.zeros_like(kept)
     mask[fitting] = True
     return mask
+
+
+def series_draw(keyer: Keyer, collection: str, series: str) -> float:
+    """The number in [0, 1) of a series' pseudonym: of a collection those with the smallest are taken."""
+    return keyer.fraction("series", collection, series)
+
+
+def cap_series(lock: pa.Table, most: int | None, keyer: Keyer) -> pa.Table:
+    """The lock's rows of ``most`` series of each collection at most, in their order; what is left out is not fetched.
+
+    Series are drawn, by a number that depends on the secret, the collection and the series alone. Of ChestX-ray14 an
+    archive counts as a series.
+    """
+    if most is None or lock.num_rows == 0:
+        return lock
+    collections = lock["collection"].to_pylist()
+    names = [
+        location or series
+        for location, series in zip(*(lock[n].to_pylist() for n in ("location", "series")), strict=True)
+    ]
+    draws = [series_draw(keyer, *pair) for pair in zip(collections, lock["series"].to_pylist(), strict=True)]
+    order = sorted(range(lock.num_rows), key=lambda row: (collections[row], draws[row], names[row]))
+    taken = np.zeros(lock.num_rows, bool)
+    counts: dict[str, int] = {}
+    for row in order:
+        counts[collections[row]] = counts.get(collections[row], 0) + 1
+        taken[row] = counts[collections[row]] <= most
+    return lock.filter(pa.array(taken))
+
+
+def cap_listed(series: Sequence[Series], most: int | None, keyer: Keyer) -> list[Series]:
+    """A folder's series, of which ``most`` at most will be read; the others' objects have ``collection_cap`` as reason.
+
+    Files that no header names a series for are left as they are, and so is what cannot be read anyway: nothing is drawn
+    of it, and each has a reason of its own.
+    """
+    if most is None:
+        return list(series)
+    counted = [one for one in series if not _is_nameless(one, keyer)]
+    counted.sort(key=lambda one: (series_draw(keyer, one.provenance.collection, one.id), one.id))
+    over = {one.id for one in counted[most:]}
+    reason = Reject("select", "collection_cap")
+    return [
+        replace(one, members=tuple(replace(member, reject=member.reject or reason) for member in one.members))
+        if one.id in over
+        else one
+        for one in series
+    ]
+
+
+def _is_nameless(series: Series, keyer: Keyer) -> bool:
+    """Whether the scan has found nothing that could be an image: see :func:`lumid.pipeline.scan.scan`."""
+    if len(series.members) != 1:
+        return False
+    (member,) = series.members
+    own = keyer.pseudonym("object", series.provenance.collection, member.ref.source_id)
+    return member.reject is not None or series.id == own

@@ -71,6 +71,7 @@ def make_sample(modality: str, number: int, pixels: Pixels) -> tuple[CatalogRow,
         field_strength=1.5 if modality == "MR" else None, sequence="SE" if modality == "MR" else None,
         sex=("F", "M")[patient % 2], age_years=40 + 7 * (patient % 8), intensity_unit=unit, store_slope=slope,
         store_intercept=intercept, p01=p01, p50=p50, p99=p99, foreground_fraction=0.4, sharpness=0.1 + 0.01 * number,
+        noise=5.0, clipped_fraction=0.001,
         burned_in_text="none", split=("train", "train", "val")[patient % 3], deid_policy="public-1",
     )  # fmt: skip
     return row, image

@@ -268,7 +268,7 @@ def test_missing_pages(copy: Path, name: str, severity: str) -> None:
         ("length", lambda value: value - 1, "catalog_header"),
         ("length", lambda _: (1 << 63) - 1, "catalog_range"),
         ("length", lambda _: 0, "catalog_range"),
-        ("codec", lambda _: "jxl", "catalog_header"),
+        ("codec", lambda _: "jhc", "catalog_header"),
         ("key", lambda value: value[::-1], "catalog_header"),
         ("key", lambda _: "0" * 24, "catalog_order"),
         ("shard", lambda _: "lumid-000077.tar", "catalog_shard"),
@@ -547,18 +547,18 @@ def test_deep_refuses_what_is_no_image(copy: Path) -> None:
     deep_only(copy, "pixels")
 
 
-def test_jpeg_xl_is_decoded_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_both_codecs_are_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import tests.factory as factory
 
     real = factory.make_sample
 
-    def as_jxl(modality: str, number: int, pixels: Any) -> Any:
+    def as_jhc(modality: str, number: int, pixels: Any) -> Any:
         from dataclasses import replace
 
         row, _ = real(modality, number, pixels)
-        image = encode(pixels, "jxl")
-        return replace(row, codec="jxl", length=len(image), sha256=hashlib.sha256(image).hexdigest()), image
+        image = encode(pixels, "jhc")
+        return replace(row, codec="jhc", length=len(image), sha256=hashlib.sha256(image).hexdigest()), image
 
-    monkeypatch.setattr(factory, "make_sample", as_jxl)
+    monkeypatch.setattr(factory, "make_sample", as_jhc)
     root = make_sound(tmp_path / "ds", n=6)
     assert verify(root, deep=True).findings == ()

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 import pytest
 import webdataset
 
-from lumid.catalog.codecs import decode
+from lumid.catalog.codecs import decode, pixel_hash
 from lumid.catalog.layout import Layout, read_manifest
 from lumid.catalog.verify import verify
 from tests.dicom import TEST_FILES, as_bytes, gradient, image
@@ -96,6 +96,44 @@ def test_two_workers_give_the_same_bytes_as_one(built: Path, recipe: Path, tmp_p
     done = lumid("build", recipe, "--out", tmp_path / "data", "--workers", "2")
     assert done.returncode == 0, done.stderr
     assert content(tmp_path / "data") == content(built)
+
+
+@pytest.mark.parametrize(
+    ("cap", "codes"),
+    [("", {"stride", "series_cap", "derived", "near_duplicate"}), ("max_series = 20", {"collection_cap", "stride"})],
+)
+def test_selection_does_not_depend_on_workers_batches_or_names(tmp_path: Path, cap: str, codes: set[str]) -> None:
+    """Every rule that looks at more than one slice, over pydicom's files, and over the same under other names."""
+    select = (
+        "[select]\nmin_side = 8\nstride = 2\nmax_slices = 3\nderived = 'drop'\n"
+        "exact_duplicates = 'drop'\nnear_duplicates = 'drop'\nnear_duplicate_bits = 12\n"
+        f"{cap}\n"
+    )
+    files = sorted(TEST_FILES.rglob("*.dcm"))
+    contents, keys = {}, {}
+    for name, order, workers, slices in (
+        ("one", files, "1", 1000),
+        ("two", files, "2", 7),
+        ("other", files[::-1], "1", 1000),
+    ):
+        source = tmp_path / ("other-names" if name == "other" else "names")
+        source.mkdir(exist_ok=True)
+        for number, path in enumerate(order):
+            (source / f"{number:04}").unlink(missing_ok=True)
+            (source / f"{number:04}").symlink_to(path)
+        (tmp_path / f"{name}.toml").write_text(
+            f"name = 'x'\n[[sources]]\nkind = 'folder'\npath = '{source}'\n[shards]\nbatch_slices = {slices}\n{select}"
+        )
+        done = lumid("build", tmp_path / f"{name}.toml", "--out", tmp_path / name, "--workers", workers)
+        assert done.returncode == 0, done.stderr
+        manifest = read_manifest(tmp_path / name)
+        assert verify(tmp_path / name, deep=True).findings == ()
+        contents[name] = (manifest.rejects, manifest.catalog_hash)
+        rows = duckdb.sql(f"select key from '{tmp_path / name}/catalog/*/*.parquet' order by key").fetchall()
+        keys[name] = [key for (key,) in rows]
+    assert contents["one"] == contents["two"]
+    assert keys["one"] == keys["other"]
+    assert codes <= contents["one"][0].keys()
 
 
 def test_rejects_lead_their_owner_back_to_the_files(built: Path, study: Path, tmp_path: Path) -> None:
@@ -213,7 +251,7 @@ def test_the_account_adds_up(built: Path) -> None:
 def test_plain_webdataset_reads_the_shards(built: Path) -> None:
     last = len(read_manifest(built).shards) - 1
     pattern = f"{built}/shards/lumid-{{000000..{last:06d}}}.tar"
-    samples = list(webdataset.WebDataset(pattern, shardshuffle=False).to_tuple("__key__", "png", "json"))
+    samples = list(webdataset.WebDataset(pattern, shardshuffle=False).to_tuple("__key__", "jhc", "json"))
     assert len(samples) == 240
     keys = [key for key, _, _ in samples]
     assert keys == sorted(keys)
@@ -223,13 +261,23 @@ def test_plain_webdataset_reads_the_shards(built: Path) -> None:
             f"select key, shard, \"offset\", length, pixel_hash from '{built}/catalog/*/*.parquet'"
         ).fetchall()
     }
-    for key, png, text in samples:
+    for key, encoded, text in samples:
         shard, offset, length, _ = rows[key]
         with (built / "shards" / shard).open("rb") as file:
             file.seek(offset)
-            assert file.read(length) == png
+            assert file.read(length) == encoded
         assert json.loads(text)["key"] == key
-        assert decode(png, "png").dtype == np.uint16
+        assert decode(encoded, "jhc").dtype == np.uint16
+
+
+def test_one_line_decodes_the_shards_of_plain_webdataset(built: Path) -> None:
+    import imagecodecs
+
+    shards = [str(path) for path in sorted((built / "shards").glob("*.tar"))]
+    decoder = webdataset.handle_extension("jhc", imagecodecs.htj2k_decode)  # the line that the documentation gives
+    samples = webdataset.WebDataset(shards, shardshuffle=False).decode(decoder).to_tuple("__key__", "jhc", "json")
+    hashes = dict(duckdb.sql(f"select key, pixel_hash from '{built}/catalog/*/*.parquet'").fetchall())
+    assert {key: pixel_hash(pixels) for key, pixels, _ in samples} == hashes
 
 
 def test_members_of_shards_hold_nothing_but_names_and_sizes(built: Path) -> None:
@@ -341,7 +389,7 @@ def test_a_frame_of_ours_is_the_frame_of_pydicom(demo: Path) -> None:
     ).fetchall()
     with (demo / "shards" / row[0]).open("rb") as file:
         file.seek(row[1])
-        pixels = decode(file.read(row[2]), "png")
+        pixels = decode(file.read(row[2]), "jhc")
     dataset = pydicom.dcmread(TEST_FILES / "CT_small.dcm")
     expected = dataset.pixel_array * float(dataset.RescaleSlope) + float(dataset.RescaleIntercept)
     mask = dataset.pixel_array != dataset.PixelPaddingValue

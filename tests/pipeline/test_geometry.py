@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from lumid.catalog.keys import PUBLIC_SECRET, Keyer
 from lumid.pipeline.batches import Batch, make_batches
 from lumid.pipeline.decode import FrameHeader, quiet_libraries
-from lumid.pipeline.geometry import Geometry, Place, Placed, arrange, geometry
+from lumid.pipeline.geometry import Arranged, Geometry, Placed, arrange, geometry
 from lumid.pipeline.ingest import BatchResult, ingest
 from lumid.pipeline.parts import PartFiles, write_part
 from lumid.pipeline.recipe import make_recipe
@@ -125,14 +125,14 @@ def test_slices_of_reconstructed_nm_follow_along_the_normal(step: float, expecte
 def test_places_by_hand() -> None:
     found = arrange([*placed(10, 0, 4.999, 5.001, 25), None])
     assert found == [
-        Place(2, 5.0, True, 1),  # 10: the next is 15 mm away
-        Place(0, 5.0, False, 1),
-        Place(1, 5.0, False, 2),
-        Place(1, 5.0, False, 2),
-        Place(3, 5.0, True, 1),
-        Place(),
+        Arranged(2, 5.0, True, 1),  # 10: the next is 15 mm away
+        Arranged(0, 5.0, False, 1),
+        Arranged(1, 5.0, False, 2),
+        Arranged(1, 5.0, False, 2),
+        Arranged(3, 5.0, True, 1),
+        Arranged(),
     ]
-    assert arrange(placed(7)) == [Place(0, None, None, 1)]
+    assert arrange(placed(7)) == [Arranged(0, None, None, 1)]
     assert arrange([]) == []
 
 

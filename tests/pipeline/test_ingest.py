@@ -24,8 +24,9 @@ from lumid.pipeline.pack import (
     write_catalog_chunk,
 )
 from lumid.pipeline.parts import PartFiles, write_part
-from lumid.pipeline.recipe import Recipe, SelectSettings, SplitSettings, make_recipe
+from lumid.pipeline.recipe import PixelSettings, Recipe, SelectSettings, SplitSettings, make_recipe
 from lumid.pipeline.reject import Reject
+from lumid.pipeline.sample import cap_listed
 from lumid.pipeline.scan import group_series, listing_hash, scan
 from lumid.pipeline.sources import ListedSource, open_listed
 from tests.dicom import as_bytes, gradient, image
@@ -80,7 +81,9 @@ def test_every_frame_of_a_multi_frame_object_is_a_sample(tmp_path: Path) -> None
     assert sorted(sample.row.frame for sample in result.samples) == [0, 1, 2, 3, 4]
     assert {sample.row.slice_count for sample in result.samples} == {5}
     for sample in result.samples:
-        np.testing.assert_array_equal(decode(sample.image, "png"), np.clip(frames[sample.row.frame], 0, 4095))
+        np.testing.assert_array_equal(
+            decode(sample.image, sample.row.codec), np.clip(frames[sample.row.frame], 0, 4095)
+        )
 
 
 def test_a_part_is_sorted_by_key_and_the_key_is_that_of_the_instance(tmp_path: Path) -> None:
@@ -220,13 +223,7 @@ def test_splits_are_by_patient_and_near_their_share() -> None:
 
 
 def packed(folder: Path, target: Path, batch_slices: int, size_mb: float = 0.02) -> list[Path]:
-    recipe = plain(folder)
-    recipe = recipe.model_copy(update={"shards": recipe.shards.model_copy(update={"batch_slices": batch_slices})})
-    parts = []
-    for batch in batches_of(recipe):
-        files = PartFiles(target / "parts", batch.id)
-        write_part(files, ingest(batch, open_listed(recipe.sources[0], recipe, KEYER), recipe, KEYER), 1.0)
-        parts.append(files)
+    parts = parts_of(folder, target, batch_slices)
     index, duplicates = build_index(parts)
     assert duplicates == []
     plans = plan_shards(index, size_mb)
@@ -235,6 +232,17 @@ def packed(folder: Path, target: Path, batch_slices: int, size_mb: float = 0.02)
     for chunk in plan_catalog(plans):
         write_catalog_chunk(chunk, parts, target / "catalog")
     return [target / "shards" / plan.name for plan in plans]
+
+
+def parts_of(folder: Path, target: Path, batch_slices: int, **select: Any) -> list[PartFiles]:
+    recipe = plain(folder, select=SelectSettings(**select))
+    recipe = recipe.model_copy(update={"shards": recipe.shards.model_copy(update={"batch_slices": batch_slices})})
+    parts = []
+    for batch in batches_of(recipe):
+        files = PartFiles(target / "parts", batch.id)
+        write_part(files, ingest(batch, open_listed(recipe.sources[0], recipe, KEYER), recipe, KEYER), 1.0)
+        parts.append(files)
+    return parts
 
 
 def test_shards_do_not_depend_on_how_the_work_was_cut(tmp_path: Path) -> None:
@@ -273,3 +281,178 @@ def test_offsets_of_the_catalog_lead_to_the_images(tmp_path: Path) -> None:
         assert data == image_bytes
         assert fields["store_intercept"] == row["store_intercept"] == -1024
         assert json.dumps(fields)
+
+
+# ---- slices beside each other
+
+
+def write_volume(folder: Path, slices: int, order: list[int], **elements: Any) -> None:
+    """Slices at 0, 2.5, 5 … mm, each with its own pixels and instance, in files whose names follow ``order``."""
+    rng = np.random.default_rng(1)
+    pixels = [rng.integers(0, 2000, (64, 64)).astype(np.int16) for _ in range(slices)]
+    for file, number in enumerate(order):
+        place = {"ImageOrientationPatient": [1, 0, 0, 0, 1, 0], "ImagePositionPatient": [0, 0, 2.5 * number]}
+        write(
+            folder,
+            f"{file:03}",
+            pixels[number],
+            SOPInstanceUID=f"1.2.{number}",
+            InstanceNumber=number,
+            **place,
+            **elements,
+        )
+
+
+@pytest.mark.parametrize("modality", ["CT", "MR"])
+@pytest.mark.parametrize("seed", range(3))
+def test_a_stride_and_a_cap_take_the_same_slices_whatever_the_files_order(
+    tmp_path: Path, seed: int, modality: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_volume(tmp_path, 24, np.random.default_rng(seed).permutation(24).tolist(), Modality=modality)
+    if seed == 2:  # nothing is kept between the passes
+        monkeypatch.setattr("lumid.pipeline.ingest.CACHE_BYTES", 0)
+    result = run(tmp_path, select=SelectSettings(stride=2, max_slices=4))
+    positions = sorted(sample.row.slice_position or 0 for sample in result.samples)
+    assert positions == [7.5, 22.5, 37.5, 52.5]
+    assert result.planned == 24
+    assert sorted(reasons(result).values()) == ["series_cap"] * 8 + ["stride"] * 12
+    assert {sample.row.slice_count for sample in result.samples} == {4}
+    whole = run(tmp_path)
+    kept = {sample.row.key: sample.row.pixel_hash for sample in whole.samples}
+    assert all(kept[sample.row.key] == sample.row.pixel_hash for sample in result.samples), "the range is the series'"
+
+
+def test_frames_of_one_object_are_chosen_too_and_the_rest_is_one_row(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    write(tmp_path, "multi", rng.integers(0, 900, (10, 64, 64)).astype(np.int16))
+    result = run(tmp_path, select=SelectSettings(max_slices=3))
+    assert sorted(sample.row.frame for sample in result.samples) == [1, 5, 8]
+    assert [(row.code, row.frame, row.frames) for row in result.rejects] == [("series_cap", None, 7)]
+    assert result.planned == 10
+
+
+def test_copies_of_an_instance_are_told_when_slices_are_chosen(tmp_path: Path) -> None:
+    write_volume(tmp_path, 6, list(range(6)))
+    (tmp_path / "copy").write_bytes((tmp_path / "001").read_bytes())
+    write(tmp_path, "009", SOPInstanceUID="1.2.777", Rows=65)  # does not decode
+    write(tmp_path, "010", SOPInstanceUID="1.2.777")
+    result = run(tmp_path, select=SelectSettings(stride=1, max_slices=100))
+    assert len(result.samples) == 7
+    assert reasons(result) == {"copy": "duplicate_instance", "009": "wrong_length"}
+
+
+def test_near_duplicates_are_flagged_or_dropped_whatever_the_order(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    base = gradient(64, 64, np.int32, 1500) + 400 * (np.hypot(*(np.mgrid[:64, :64] - 20)) < 9)
+    for number, pixels in enumerate([base, base[::-1], base, base + rng.normal(0, 2, base.shape), base[:, ::-1]]):
+        place = {"ImageOrientationPatient": [1, 0, 0, 0, 1, 0], "ImagePositionPatient": [0, 0, float(number)]}
+        write(tmp_path, f"f{5 - number}", pixels.astype(np.int16), SOPInstanceUID=f"1.2.{number}", **place)
+    names = {KEYER.key(f"1.2.{number}", 0): number for number in range(5)}
+
+    def repeats(**settings: Any) -> dict[int, int]:
+        samples = run(tmp_path, select=SelectSettings(near_duplicate_bits=4, **settings)).samples
+        return {
+            names[one.row.key]: names[one.row.near_duplicate_of]
+            for one in samples
+            if one.row.near_duplicate_of is not None
+        }
+
+    assert repeats() == {2: 0, 3: 0}
+    assert repeats(near_duplicates="keep") == {}
+    dropped = run(tmp_path, select=SelectSettings(near_duplicate_bits=4, near_duplicates="drop"))
+    assert sorted(names[one.row.key] for one in dropped.samples) == [0, 1, 4]
+    assert reasons(dropped) == {"f3": "near_duplicate", "f2": "near_duplicate"}
+    assert {one.row.slice_count for one in dropped.samples} == {3}
+
+
+@pytest.mark.parametrize("batch_slices", [1, 4, 1000])
+def test_the_same_pixels_are_told_in_the_whole_data_set(tmp_path: Path, batch_slices: int) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    rng = np.random.default_rng(0)
+    images = [rng.integers(0, 2000, (64, 64)).astype(np.int16) for _ in range(5)]
+    for number in range(12):
+        write(
+            source,
+            f"f{number:02}",
+            images[number % 5],
+            SOPInstanceUID=f"1.2.{number}",
+            SeriesInstanceUID=f"1.3.{number}",
+        )
+    keys = {KEYER.key(f"1.2.{number}", 0): number for number in range(12)}
+    first: dict[int, str] = {}
+    twins = {key: first[keys[key] % 5] for key in sorted(keys) if first.setdefault(keys[key] % 5, key) != key}
+    parts = parts_of(source, tmp_path, batch_slices)
+
+    index, rejects = build_index(parts, "flag")
+    assert rejects == []
+    assert {key.decode(): twin.decode() for key, twin in zip(index.keys, index.twin, strict=True) if twin} == twins
+    for chunk in plan_catalog(plan_shards(index, 1.0)):
+        write_catalog_chunk(chunk, parts, tmp_path / "catalog")
+    rows = pq.read_table(tmp_path / "catalog" / "modality=CT" / "part-00000.parquet").to_pylist()
+    assert {row["key"]: row["duplicate_of"] for row in rows if row["duplicate_of"]} == twins
+
+    index, rejects = build_index(parts, "drop")
+    assert [key.decode() for key in index.keys] == sorted(keys.keys() - twins.keys())
+    assert sorted(row.source_id for row in rejects) == sorted(f"f{keys[key]:02}" for key in twins)
+    assert {(row.code, row.frames) for row in rejects} == {("exact_duplicate", 1)}
+    assert len(build_index(parts)[0]) == 12
+
+
+def test_a_cap_on_series_leaves_whole_series_unread(tmp_path: Path) -> None:
+    for number in range(12):
+        write(tmp_path, f"f{number:02}", SOPInstanceUID=f"1.2.{number}", SeriesInstanceUID=f"1.3.{number // 2}")
+    write(tmp_path, "multi", np.stack([gradient()] * 3), SOPInstanceUID="1.2.77", SeriesInstanceUID="1.3.77")
+    (tmp_path / "notes").write_text("no image")
+    source = listed(plain(tmp_path))
+    series = group_series(scan(source, source.objects(), KEYER, "public"), source.provenance)
+
+    def left(most: int | None) -> set[str]:
+        capped = cap_listed(series, most, KEYER)
+        assert [one.id for one in capped] == [one.id for one in series]
+        return {one.id for one in capped if any(m.reject and m.reject.code == "collection_cap" for m in one.members)}
+
+    assert [len(left(most)) for most in (None, 9, 7, 4, 1)] == [0, 0, 0, 3, 6]
+    assert left(4) < left(1)
+    assert left(4) == {one.id for one in cap_listed(series[::-1], 4, KEYER) if one.members[0].reject}
+
+    recipe = plain(tmp_path)
+    (batch,) = make_batches(cap_listed(series, 1, KEYER), 0, recipe.hash(), 1000)
+    result = ingest(batch, source, recipe, KEYER)
+    assert result.objects == 14
+    assert result.planned == 12 + 3 + 1
+    assert [row.code for row in result.rejects].count("not_dicom") == 1
+    capped = [row for row in result.rejects if row.code == "collection_cap"]
+    assert len({sample.row.series for sample in result.samples}) == 1
+    assert sum(row.frames for row in capped) + len(result.samples) == 15
+
+
+def test_quality_columns_are_in_the_rows_unit(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    noisy = np.clip(1064 + rng.normal(0, 20, (128, 128)), 0, 5000)
+    noisy[:8] = 5000  # brighter than the scale
+    noisy[-8:] = 0  # air
+    write(tmp_path, "ct", noisy.astype(np.int16))
+    write(tmp_path, "mr", (noisy // 2).astype(np.int16), Modality="MR", SeriesInstanceUID="1.3", RescaleSlope=4,
+          RescaleIntercept=0)  # fmt: skip
+    rows = {sample.row.source_id: sample.row for sample in run(tmp_path).samples}
+    assert rows["ct"].noise == pytest.approx(20, rel=0.1)
+    assert rows["ct"].clipped_fraction == 8 / 128
+    assert rows["mr"].noise == pytest.approx(40, rel=0.1)
+    assert rows["ct"].p50 == pytest.approx(40, abs=2)
+
+
+def test_a_scale_that_cannot_be_right_is_a_reject(tmp_path: Path) -> None:
+    write(tmp_path, "ct", gradient(high=900), RescaleIntercept=900)
+    result = run(tmp_path)
+    assert reasons(result) == {"ct": "implausible"}
+    assert "HU" in result.rejects[0].message
+    assert len(run(tmp_path, select=SelectSettings(implausible="take")).samples) == 1
+
+
+def test_native_size_keeps_every_pixel(tmp_path: Path) -> None:
+    write(tmp_path, "big", gradient(700, 300), PixelSpacing=[0.5, 0.5])
+    for size, expected in (("native", (700, 300)), (224, (224, 96)), (512, (512, 219))):
+        (sample,) = run(tmp_path, pixels=PixelSettings(size=size)).samples
+        assert (sample.row.height, sample.row.width) == expected
+        assert decode(sample.image, sample.row.codec).shape == expected

@@ -60,8 +60,8 @@ def test_the_whole_of_lumid_adds_up(whole: Plan) -> None:
     ):  # an index of a later version does not count what it revised
         assert totals.slices == 3_210_467
         assert totals.non_commercial_slices == 31_856 + 21_220 + 13_482
-    # 68 kB a slice, the table of measurements' 220 GB
-    assert totals.gb_out == pytest.approx(218.3, abs=0.1)
+    # 53 kB a slice
+    assert totals.gb_out == pytest.approx(170.2, abs=0.1)
 
 
 def test_drift_against_the_paper(whole: Plan) -> None:
@@ -204,9 +204,10 @@ def test_a_prefix_of_an_object_store_is_counted(bucket: str, monkeypatch: pytest
 
 def test_estimates_grow_with_pixels_but_not_beyond_what_archives_hold() -> None:
     at = {size: assumptions_of(PixelSettings(size=size)).kb_per_slice for size in (128, 256, 512, 1024)}
-    assert at == {128: 17.0, 256: 68.0, 512: 272.0, 1024: 272.0}
-    assert assumptions_of(PixelSettings(codec="jxl")).kb_per_slice == 54.0
-    assert assumptions_of(PixelSettings(profile="paper")).kb_per_slice == 21.0
+    assert at == {128: 13.25, 256: 53.0, 512: 212.0, 1024: 212.0}
+    assert assumptions_of(PixelSettings(size="native")).kb_per_slice == 212.0
+    assert assumptions_of(PixelSettings(codec="png")).kb_per_slice == 68.0
+    assert assumptions_of(PixelSettings(profile="paper")).kb_per_slice == 17.0
 
 
 def test_time_is_that_of_the_slower_of_fetching_and_processing() -> None:
@@ -215,9 +216,9 @@ def test_time_is_that_of_the_slower_of_fetching_and_processing() -> None:
     assert fetching.seconds == pytest.approx(1e6 / assumed.fetch_mb_s)
     processing = estimate(10**6, 10**6, 0, assumed)
     assert processing.seconds == pytest.approx(1e3 * assumed.ms_per_slice / assumed.cores)
-    assert processing.gb_out == pytest.approx(68.0)
+    assert processing.gb_out == pytest.approx(53.0)
     uncounted = estimate(0, 5_260_000, 5_260_000, assumed)
-    assert uncounted.gb_out == pytest.approx(10 * 68e3 / 1e9)
+    assert uncounted.gb_out == pytest.approx(10 * 53e3 / 1e9)
 
 
 # ---- options of the command line

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from lumid.catalog.keys import PUBLIC_SECRET, Keyer
 from lumid.pipeline.lock import LOCK
 from lumid.pipeline.recipe import SampleSettings
-from lumid.pipeline.sample import draw_sample
+from lumid.pipeline.sample import cap_series, draw_sample
 
 KEYER = Keyer(PUBLIC_SECRET)
 
@@ -108,3 +108,22 @@ def test_everything_is_everything() -> None:
     lock = lock_of([Row("a", None, None), Row("a", "p", 5)])
     assert draw_sample(lock, SampleSettings(), KEYER) is lock
     assert drawn(LOCK.empty_table(), fraction=0.5) == []
+
+
+@given(some=locks, one=st.integers(1, 12), other=st.integers(1, 12))
+def test_a_larger_cap_holds_the_smaller_and_is_a_collections_own(some: list[Row], one: int, other: int) -> None:
+    lock = lock_of(some)
+    smaller, larger = (cap_series(lock, most, KEYER) for most in sorted((one, other)))
+    assert set(smaller["series"].to_pylist()) <= set(larger["series"].to_pylist())
+    for name in ("a", "b"):
+        whole = [row.collection for row in some].count(name)
+        assert smaller["collection"].to_pylist().count(name) == min(whole, one, other)
+    assert cap_series(lock, None, KEYER) is lock
+
+
+def test_what_is_drawn_of_a_collection_depends_on_its_series_alone() -> None:
+    lock = lock_of([Row("a", None, 1), Row("b", None, 1), Row("a", "p1", 5), Row("a", "p2", 5)])
+    kept = cap_series(lock, 2, KEYER)["series"].to_pylist()
+    reordered = lock.take([3, 2, 1, 0])
+    assert sorted(cap_series(reordered, 2, KEYER)["series"].to_pylist()) == sorted(kept)
+    assert len(kept) == 3

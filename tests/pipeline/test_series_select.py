@@ -1,0 +1,71 @@
+"""Choosing among a series' slices: evenly, whatever their order, and without chains of repetitions."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lumid.pipeline.series_select import Place, evenly, left_out, near_duplicates, place
+
+
+@given(total=st.integers(0, 500), wanted=st.integers(1, 500))
+def test_evenly_is_even(total: int, wanted: int) -> None:
+    chosen = evenly(total, wanted)
+    assert len(chosen) == min(total, wanted)
+    assert chosen == sorted(set(chosen))
+    assert all(0 <= one < total for one in chosen)
+    if 0 < wanted < total:
+        gaps = np.diff([-1 - chosen[0], *chosen, 2 * total - 1 - chosen[-1]])
+        assert gaps[1:-1].max(initial=0) - gaps[1:-1].min(initial=total) <= 1
+        assert chosen[0] <= total / wanted
+        assert total - 1 - chosen[-1] <= total / wanted
+
+
+def volume(slices: int, times: int = 1) -> dict[str, Place]:
+    return {
+        f"{number}/{time}": place(2.5 * number, time * slices + number, 0, f"{(number * 131 + time * 577) % 997:024x}")
+        for number in range(slices)
+        for time in range(times)
+    }
+
+
+@given(seed=st.integers(0, 99), stride=st.integers(1, 9), most=st.one_of(st.none(), st.integers(1, 30)))
+def test_order_changes_nothing_and_all_are_accounted_for(seed: int, stride: int, most: int | None) -> None:
+    frames = volume(23, 2)
+    names = list(frames)
+    random.Random(seed).shuffle(names)
+    found = left_out({name: frames[name] for name in names}, stride, most)
+    assert found == left_out(frames, stride, most)
+    kept = len(frames) - len(found)
+    assert kept == min(-(-len(frames) // stride), most or len(frames)) >= 1
+    assert set(found.values()) <= {"stride", "series_cap"}
+
+
+def test_a_stride_goes_along_the_slices() -> None:
+    frames = volume(12)
+    found = left_out(frames, 3, None)
+    assert set(found.values()) == {"stride"}
+    assert sorted(int(name[:-2]) for name in frames.keys() - found.keys()) == [1, 4, 7, 10]
+
+
+def test_a_cap_comes_after_the_stride_and_says_so() -> None:
+    reasons = list(left_out(volume(12), 2, 3).values())
+    assert (reasons.count("stride"), reasons.count("series_cap")) == (6, 3)
+
+
+def test_frames_without_a_position_go_by_their_numbers() -> None:
+    cine = {frame: place(None, 1, frame, f"{997 * frame % 31:024x}") for frame in range(10)}
+    assert sorted(set(cine) - left_out(cine, 1, 2).keys()) == [2, 7]
+
+
+def test_repetitions_are_of_what_repeats_nothing() -> None:
+    a, near, nearer_b, b = 0, 0b11, (1 << 40) - 1 ^ 1, (1 << 40) - 1
+    assert near_duplicates([a, near, b, nearer_b, a], ["x"] * 5, 2) == {1: 0, 3: 2, 4: 0}
+    assert near_duplicates([a, near, b, nearer_b, a], ["x"] * 5, 0) == {4: 0}
+    assert near_duplicates([a, a], ["x", "y"], 4) == {}
+    drift = [(1 << number) - 1 for number in range(12)]  # each differs from the one before by a bit
+    assert near_duplicates(drift, ["x"] * 12, 2) == {1: 0, 2: 0, 4: 3, 5: 3, 7: 6, 8: 6, 10: 9, 11: 9}
+    assert near_duplicates([], [], 2) == {}
