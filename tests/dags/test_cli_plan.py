@@ -44,7 +44,7 @@ def test_a_table_with_totals_licences_and_notes(recipe: Path, tmp_path: Path) ->
     assert lines["tcga_sarc"][1:4] == ["5", "33", "5,653"]
     assert lines["all"][1:4] == ["125", "187", "28,669"]
     assert "21,220 slices (74.0%) are under licences that exclude commercial use (NC)" in done.stdout
-    assert "estimates assume 68 kB a stored slice" in done.stdout
+    assert "estimates assume 53 kB a stored slice" in done.stdout
     assert "IDC version 25 of 2026-09-26" in done.stdout
 
 
