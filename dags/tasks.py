@@ -15,7 +15,7 @@ from distributed.scheduler import KilledWorker
 from lumid.catalog.errors import LumidError
 from lumid.catalog.layout import storage_errors
 from lumid.dags.cluster import slots
-from lumid.pipeline.ingest import internal_error
+from lumid.pipeline.reject import internal_error
 
 IN_FLIGHT_PER_SLOT = 2
 T = TypeVar("T")

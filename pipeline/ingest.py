@@ -1,85 +1,34 @@
-"""One batch: fetch → decode → select → de-identify → normalise → encode, and an account of every frame.
+"""One batch: every series of it, object by object, and an account of every frame.
 
-Each stage is a pure function from a value to a value or a :class:`~lumid.pipeline.reject.Reject`; this module calls
-them in order and reads as the diagram in the design does.
+What becomes of an object is in :mod:`lumid.pipeline.samples`; here is what takes a whole series to decide: its range,
+which of its slices are taken, where they lie among each other, and which repeat another.
 """
 
 from __future__ import annotations
 
-import traceback
 from collections import Counter, defaultdict, deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-
-import numpy as np
-from pydicom import FileDataset
 
 from lumid.catalog.errors import AccountingError
 from lumid.catalog.keys import Keyer
-from lumid.catalog.schema import LABELS, MODALITIES, CatalogRow, RejectRow
+from lumid.catalog.schema import MODALITIES, RejectRow
 from lumid.pipeline.batches import Batch
-from lumid.pipeline.convert import Kind, sniff, to_dataset
 from lumid.pipeline.decode import (
     FrameHeader,
-    ImageSize,
-    Limits,
-    Stored,
-    decode_frames,
-    image_size,
-    parse,
-    pixel_element,
-    transfer_syntax,
 )
-from lumid.pipeline.deidentify import Acquisition, Identity, acquisition, identify, policy_name, text_risk
-from lumid.pipeline.encode import Encoded, encode_image, resize
-from lumid.pipeline.geometry import Geometry, Placed, arrange, geometry
-from lumid.pipeline.normalize import normalize, uses_series_range
-from lumid.pipeline.normalize.ct import MAX_HU
-from lumid.pipeline.normalize.intensity import Histogram, Intensities, Range, frame_histogram, robust_range
-from lumid.pipeline.quality import Quality, clipped_fraction, measure, perceptual_hash
-from lumid.pipeline.recipe import Recipe, SelectSettings, SplitSettings
+from lumid.pipeline.geometry import arrange
+from lumid.pipeline.normalize import uses_series_range
+from lumid.pipeline.normalize.intensity import Histogram, Range, robust_range
+from lumid.pipeline.recipe import Recipe, SelectSettings
 from lumid.pipeline.reject import Reject
-from lumid.pipeline.select import background, is_image, select_frame, select_object, select_size, select_values
-from lumid.pipeline.series_select import Place, left_out, near_duplicates, place
-from lumid.pipeline.sources import Blob, ObjectRef, Provenance, Series, Source
+from lumid.pipeline.samples import Opened, Sample, frame_outcomes, object_histograms, open_object, places_of
+from lumid.pipeline.series_select import Place, left_out, near_duplicates
+from lumid.pipeline.sources import ObjectRef, Series, Source
 
-SNIFF_BYTES = 16 * 1024
 CACHE_BYTES = 256 << 20
 """How much of a series is kept between the pass that looks at all of it and the pass that makes its samples."""
 NOTHING: Mapping[tuple[str, int], str] = {}
-
-
-@dataclass(frozen=True, slots=True)
-class Opened:
-    """A DICOM object that holds an image the recipe takes."""
-
-    ref: ObjectRef
-    dataset: FileDataset = field(repr=False)
-    size: ImageSize
-    identity: Identity = field(repr=False)
-    acquired: Acquisition
-    burned_in_text: str
-    labels: tuple[str, ...] | None
-    split: str | None
-
-    @property
-    def stored_bytes(self) -> int:
-        """Size of the pixel data as it is held in memory."""
-        element = pixel_element(self.dataset)
-        return len(self.dataset[element].value) if element else 0
-
-
-@dataclass(frozen=True, slots=True)
-class Sample:
-    """A finished sample: its catalog row, its encoded image, where it lies in space, if that is known, its place in the
-    series, and its perceptual hash.
-    """
-
-    row: CatalogRow
-    image: bytes = field(repr=False)
-    placed: Placed | None
-    place: Place
-    look: int
 
 
 @dataclass(slots=True)
@@ -174,7 +123,7 @@ def _ingest_series(
         opened = (
             Reject("decode", "decoder_crash")
             if blob.ref.source_id in poisoned
-            else _guarded_open(blob, series.provenance, recipe, keyer)
+            else open_object(blob, series.provenance, recipe, keyer)
         )
         if not isinstance(opened, Reject) and opened.identity.instance_uid in seen:
             opened = Reject("select", "duplicate_instance")
@@ -188,14 +137,14 @@ def _ingest_series(
                 seen.add(opened.identity.instance_uid)
             continue
         if relative:
-            found = _object_histograms(opened)
+            found = object_histograms(opened)
             if isinstance(found, Reject):
                 _reject_object(blob.ref, found, series, account, opened=opened)
                 continue
             seen.add(opened.identity.instance_uid)
             held.histograms[opened.acquired.modality] += found
         if choosy:
-            held.places[opened.identity.series] |= _places(opened, keyer)
+            held.places[opened.identity.series] |= places_of(opened, keyer)
         held.hold(opened, size)
 
     _finish_held(held, source, series, recipe, keyer, account)
@@ -248,7 +197,7 @@ def _finish_held(
     while held.objects:
         finish(held.objects.popleft())
     for blob in source.blobs(series, frozenset(held.again)) if held.again else ():
-        opened = _guarded_open(blob, series.provenance, recipe, keyer)
+        opened = open_object(blob, series.provenance, recipe, keyer)
         if isinstance(opened, Reject):  # it changed or vanished between the two passes
             _reject_object(blob.ref, opened, series, account)
         else:
@@ -277,18 +226,6 @@ def _arranged(samples: list[Sample]) -> list[Sample]:
     return arranged
 
 
-def _places(opened: Opened, keyer: Keyer) -> dict[tuple[str, int], Place]:
-    """Where the frames of an object stand in their series, by instance and frame."""
-    uid = opened.identity.instance_uid
-    return {(uid, frame): _place(opened, frame, keyer.key(uid, frame)) for frame in range(opened.size.frames)}
-
-
-def _place(opened: Opened, frame: int, key: str) -> Place:
-    header = FrameHeader(opened.dataset, frame)
-    position = geometry(header, opened.acquired.modality).slice_position
-    return place(position, header.number("InstanceNumber"), frame, key)
-
-
 def _tell_duplicates(series: Series, settings: SelectSettings, account: SeriesResult) -> None:
     """Mark the samples that nearly repeat another of their series, or make rejects of them."""
     if settings.near_duplicates == "keep":
@@ -309,69 +246,6 @@ def _tell_duplicates(series: Series, settings: SelectSettings, account: SeriesRe
             account.rejects.append(_reject_row(ref, reason, series, sample.row.frame, 1, sample.row.modality))
 
 
-def _guarded_open(blob: Blob, provenance: Provenance, recipe: Recipe, keyer: Keyer) -> Opened | Reject:
-    try:
-        return open_object(blob, provenance, recipe, keyer)
-    except Exception as error:
-        return internal_error("read", error)
-
-
-def _parsed(blob: Blob, data: bytes, kind: Kind | None, modality: str | None, limits: Limits) -> FileDataset | Reject:
-    """The DICOM object, or the one that stands for an image in another format: from here on there is one path."""
-    if kind in (None, "dicom"):
-        return parse(data)
-    return to_dataset(data, kind, modality=modality, name=blob.ref.location, limits=limits)
-
-
-def open_object(blob: Blob, provenance: Provenance, recipe: Recipe, keyer: Keyer) -> Opened | Reject:
-    """Parse an object, and decide from its header alone whether the recipe takes it."""
-    if isinstance(blob.data, Reject):
-        return blob.data
-    limits = Limits(recipe.select.max_pixels, recipe.select.max_frames)
-    kind = sniff(blob.data[:SNIFF_BYTES])
-    dataset = _parsed(blob, blob.data, kind, provenance.modality, limits)
-    if isinstance(dataset, Reject):
-        return dataset
-    header = FrameHeader(dataset, 0)
-    if refused := is_image(header):
-        return refused
-    size = image_size(dataset, limits)
-    if isinstance(size, Reject):
-        return size
-    modality = select_object(header, recipe.select, stated=kind in (None, "dicom"))
-    if isinstance(modality, Reject):
-        return modality
-    if refused := select_size(size, recipe.select):
-        return refused
-    acquired = acquisition(header, modality)
-    text = text_risk(header, acquired, recipe.deid.policy)
-    if isinstance(text, Reject):
-        return text
-    identity = identify(
-        header,
-        keyer,
-        collection=provenance.collection,
-        policy=recipe.deid.policy,
-        source_id=blob.ref.source_id,
-    )
-    return Opened(blob.ref, dataset, size, identity, acquired, text, blob.labels, blob.split)
-
-
-def _object_histograms(opened: Opened) -> list[Histogram] | Reject:
-    """What each frame adds to the series' range; the reason when not even the first frame can be decoded."""
-    found: list[Histogram] = []
-    try:
-        for frame, stored in enumerate(decode_frames(opened.dataset, opened.size)):
-            if isinstance(stored, Reject):
-                if frame == 0:
-                    return stored
-                continue
-            found.append(frame_histogram(stored, FrameHeader(opened.dataset, frame)))
-    except Exception as error:
-        return internal_error("normalize", error)
-    return found
-
-
 def _finish_object(
     opened: Opened, span: Range | None, left: Mapping[tuple[str, int], str], series: Series, recipe: Recipe,
     keyer: Keyer, account: SeriesResult,
@@ -385,7 +259,7 @@ def _finish_object(
     skipped = {frame: left[uid, frame] for frame in range(opened.size.frames) if (uid, frame) in left} if left else {}
     done = 0
     if len(skipped) < opened.size.frames:
-        for frame, outcome in enumerate(_frame_outcomes(opened, span, skipped, series, recipe, keyer)):
+        for frame, outcome in enumerate(frame_outcomes(opened, span, skipped, series, recipe, keyer)):
             if frame == 0 and isinstance(outcome, Reject) and outcome.stage == "decode":
                 _reject_object(opened.ref, outcome, series, account, opened=opened)
                 return False
@@ -403,145 +277,6 @@ def _finish_object(
         last = Reject("decode", "decode_failed", "frames after the one that failed")
         account.rejects.append(_reject_row(opened.ref, last, series, None, missing, modality))
     return True
-
-
-def _frame_outcomes(
-    opened: Opened, span: Range | None, skipped: Mapping[int, str], series: Series, recipe: Recipe, keyer: Keyer
-) -> Iterator[Sample | Reject | None]:
-    """What becomes of each frame in order; None for one that is skipped."""
-    for frame, stored in enumerate(decode_frames(opened.dataset, opened.size)):
-        if frame in skipped:
-            yield None
-            continue
-        if isinstance(stored, Reject):
-            yield stored
-            continue
-        try:
-            yield _frame_sample(opened, frame, stored, span, series, recipe, keyer)
-        except Exception as error:
-            yield internal_error("normalize", error)
-
-
-def _frame_sample(
-    opened: Opened, frame: int, stored: Stored, span: Range | None, series: Series, recipe: Recipe, keyer: Keyer
-) -> Sample | Reject:
-    """One decoded frame through the rest of the stages."""
-    header = FrameHeader(opened.dataset, frame)
-    intensities = normalize(stored, header, opened.acquired.modality, span, recipe.pixels.profile)
-    if isinstance(intensities, Reject):
-        return intensities
-    resized = resize(intensities.pixels, recipe.pixels.size)
-    quality = measure(resized, _stored(background(intensities.unit, span), intensities) or 0.0)
-    slope, intercept = intensities.slope, intensities.intercept
-    refused = select_values(
-        intensities.unit, quality.p01 * slope + intercept, quality.p50 * slope + intercept, recipe.select
-    ) or select_frame(quality, recipe.select)
-    if refused:
-        return refused
-    encoded = encode_image(resized, recipe.pixels.codec)
-    placed = geometry(header, opened.acquired.modality)
-    kept = replace(intensities, pixels=resized)
-    clipped = clipped_fraction(intensities.pixels, _top(intensities, span))
-    row = _row(opened, frame, kept, quality, clipped, encoded, placed, series.provenance, recipe, keyer)
-    at = place(placed.slice_position, header.number("InstanceNumber"), frame, row.key)
-    return Sample(row, encoded.data, placed.placed, at, perceptual_hash(resized))
-
-
-def _stored(value: float | None, intensities: Intensities) -> float | None:
-    """The stored value of one in the image's unit."""
-    return None if value is None else (value - intensities.intercept) / intensities.slope
-
-
-def _top(intensities: Intensities, span: Range | None) -> float:
-    """The stored value of the brightest intensity that an image's scale has a place for."""
-    white = float(np.iinfo(intensities.pixels.dtype).max)
-    brightest = MAX_HU if intensities.unit == "HU" else span.high if span is not None else None
-    stored = _stored(brightest, intensities)
-    return white if stored is None else min(white, float(round(stored)))
-
-
-def _row(
-    opened: Opened, frame: int, kept: Intensities, quality: Quality, clipped: float, encoded: Encoded, placed: Geometry,
-    provenance: Provenance, recipe: Recipe, keyer: Keyer,
-) -> CatalogRow:  # fmt: skip
-    identity, acquired = opened.identity, opened.acquired
-    height, width = kept.pixels.shape[:2]
-    scale_row, scale_column = opened.size.rows / height, opened.size.columns / width
-    syntax = transfer_syntax(opened.dataset)
-    return CatalogRow(
-        key=keyer.key(identity.instance_uid, frame),
-        length=len(encoded.data),
-        codec=encoded.codec,
-        sha256=encoded.sha256,
-        pixel_hash=encoded.pixel_hash,
-        width=width,
-        height=height,
-        bits=kept.pixels.dtype.itemsize * 8,
-        channels=1 if kept.pixels.ndim == 2 else 3,
-        modality=acquired.modality,
-        body_part=acquired.body_part,
-        laterality=acquired.laterality,
-        view_position=acquired.view_position,
-        plane=placed.plane,
-        image_type=acquired.image_type,
-        contrast=acquired.contrast,
-        collection=provenance.collection,
-        source=provenance.source,
-        license=provenance.license,
-        doi=provenance.doi,
-        source_version=provenance.source_version,
-        source_id=opened.ref.source_id,
-        patient=identity.patient,
-        study=identity.study,
-        series=identity.series,
-        instance=identity.instance,
-        frame=frame,
-        slice_position=placed.slice_position,
-        slice_count=0,
-        orig_rows=opened.size.rows,
-        orig_columns=opened.size.columns,
-        pixel_spacing_row=_scaled(placed.spacing_row, scale_row),
-        pixel_spacing_column=_scaled(placed.spacing_column, scale_column),
-        spacing_kind=placed.spacing_kind,
-        slice_thickness=placed.slice_thickness,
-        transfer_syntax=str(syntax) if syntax is not None else None,
-        photometric=acquired.photometric,
-        manufacturer=acquired.manufacturer,
-        model_name=acquired.model_name,
-        kvp=acquired.kvp,
-        exposure=acquired.exposure,
-        kernel=acquired.kernel,
-        field_strength=acquired.field_strength,
-        sequence=acquired.sequence,
-        sex=acquired.sex,
-        age_years=acquired.age_years,
-        intensity_unit=kept.unit,
-        store_slope=kept.slope,
-        store_intercept=kept.intercept,
-        p01=quality.p01 * kept.slope + kept.intercept,
-        p50=quality.p50 * kept.slope + kept.intercept,
-        p99=quality.p99 * kept.slope + kept.intercept,
-        foreground_fraction=quality.foreground_fraction,
-        sharpness=quality.sharpness,
-        noise=quality.noise * abs(kept.slope),
-        clipped_fraction=clipped,
-        burned_in_text=opened.burned_in_text,
-        labels=None if opened.labels is None else tuple(one for one in LABELS if one in opened.labels) or None,
-        split=opened.split or assign_split(identity.patient, recipe.splits, keyer),
-        deid_policy=policy_name(recipe.deid.policy),
-    )
-
-
-def _scaled(spacing: float | None, scale: float) -> float | None:
-    return None if spacing is None else round(spacing * scale, 6)
-
-
-def assign_split(patient: str, splits: SplitSettings, keyer: Keyer) -> str:
-    """The split of a patient, drawn by a keyed hash: the same on every machine, whoever else is in the data set."""
-    draw = keyer.fraction("split", patient)
-    if draw < splits.test:
-        return "test"
-    return "val" if draw < splits.test + splits.val else "train"
 
 
 def _reject_object(
@@ -575,10 +310,3 @@ def _reject_row(
         code=reason.code,
         message=reason.message,
     )
-
-
-def internal_error(stage: str, error: Exception) -> Reject:
-    """The reason for what should not happen: kind and place of the exception, never its text, which may quote a header."""
-    frames = traceback.extract_tb(error.__traceback__)
-    place = f"{frames[-1].name}:{frames[-1].lineno}" if frames else "unknown"
-    return Reject(stage, "internal_error", f"{type(error).__name__} in {place}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from dataclasses import dataclass
 
 from lumid.catalog.schema import REASONS
@@ -26,3 +27,10 @@ class Reject:
     def message(self) -> str:
         """One line for the rejects table."""
         return f"{REASONS[self.code]} ({self.detail})" if self.detail else REASONS[self.code]
+
+
+def internal_error(stage: str, error: Exception) -> Reject:
+    """The reason for what should not happen: kind and place of the exception, never its text, which may quote a header."""
+    frames = traceback.extract_tb(error.__traceback__)
+    place = f"{frames[-1].name}:{frames[-1].lineno}" if frames else "unknown"
+    return Reject(stage, "internal_error", f"{type(error).__name__} in {place}")

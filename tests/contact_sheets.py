@@ -19,9 +19,10 @@ from lumid.catalog.keys import PUBLIC_SECRET, Keyer
 from lumid.catalog.show import ImageRow, Tile, contact_sheet, make_tile
 from lumid.pipeline.batches import make_batches
 from lumid.pipeline.decode import quiet_libraries
-from lumid.pipeline.ingest import Sample, ingest
+from lumid.pipeline.ingest import ingest
 from lumid.pipeline.normalize import PROFILE_BITS
 from lumid.pipeline.recipe import make_recipe
+from lumid.pipeline.samples import Sample
 from lumid.pipeline.scan import group_series, scan
 from lumid.pipeline.sources import open_listed
 from tests.dicom import SHARED, TEST_FILES

@@ -15,7 +15,7 @@ from lumid.catalog.keys import PUBLIC_SECRET, Keyer
 from lumid.catalog.shards import read_range, read_samples
 from lumid.pipeline.batches import Batch, make_batches
 from lumid.pipeline.decode import quiet_libraries
-from lumid.pipeline.ingest import BatchResult, assign_split, ingest
+from lumid.pipeline.ingest import BatchResult, ingest
 from lumid.pipeline.pack import (
     build_index,
     pack_shard,
@@ -27,6 +27,7 @@ from lumid.pipeline.parts import PartFiles, write_part
 from lumid.pipeline.recipe import PixelSettings, Recipe, SelectSettings, SplitSettings, make_recipe
 from lumid.pipeline.reject import Reject
 from lumid.pipeline.sample import cap_listed
+from lumid.pipeline.samples import assign_split
 from lumid.pipeline.scan import group_series, listing_hash, scan
 from lumid.pipeline.sources import ListedSource, open_listed
 from tests.dicom import as_bytes, gradient, image
@@ -164,7 +165,7 @@ def test_a_failure_of_ours_is_one_reject_and_says_nothing_of_the_header(
     def fail(*_: object) -> None:
         raise RuntimeError("Doe^Jane")
 
-    monkeypatch.setattr("lumid.pipeline.ingest.measure", fail)
+    monkeypatch.setattr("lumid.pipeline.samples.measure", fail)
     result = run(tmp_path)
     assert set(reasons(result).values()) == {"internal_error"}
     assert all("Jane" not in row.message and "RuntimeError" in row.message for row in result.rejects)
