@@ -239,7 +239,15 @@ def stopped(*_: object) -> None:
     raise LumidError("stopped")
 
 
-@pytest.mark.parametrize("left", ["all", "no tars", "no parts", "only the base"])
+@pytest.mark.parametrize(
+    "left",
+    [
+        "all",
+        pytest.param("no tars", marks=pytest.mark.slow),
+        pytest.param("no parts", marks=pytest.mark.slow),
+        "only the base",
+    ],
+)
 def test_what_a_build_leaves_that_is_killed_at_its_very_end_harms_nothing(
     left: str, endpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

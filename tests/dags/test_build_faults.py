@@ -97,7 +97,7 @@ def fine(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_random_faults_change_nothing(workers: int, fine: Path, tmp_path: Path) -> None:
     with fake_idc(contents(), pick=drawn(7, 0.25, OBJECT_FAULTS, LISTING_FAULTS), mirror=contents()) as fake:
         run(fake, tmp_path / "ds", workers, attempts=4, timeout_s=5.0)
