@@ -5,8 +5,9 @@ from __future__ import annotations
 import itertools
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from lumid.pipeline.recipe import FetchSettings, IdcSettings, Recipe, ShardSetti
 from tests.dicom import as_bytes, gradient, image
 
 NUMBERS = itertools.count()
+Make = Callable[[Mapping[str, Mapping[str, bytes]]], "Archive"]
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,7 @@ class Archive:
     endpoint: str
     bucket: str
     series: Mapping[str, Mapping[str, bytes]]
+    cluster: ClusterSettings
 
     def give(self, *locations: str) -> None:
         """These series are there from now on."""
@@ -65,7 +68,7 @@ class Archive:
         ]  # fmt: skip
         return pa.Table.from_pylist(rows, schema=LOCK)
 
-    def build(self, out: Path, workers: int = 1, **more: Any) -> Manifest:
+    def build(self, out: Path, workers: int | None = None, **more: Any) -> Manifest:
         fetch = FetchSettings(s3_endpoint=self.endpoint, attempts=1, timeout_s=5, **more)
         recipe = Recipe(
             name="part", sources=(IdcSettings(),), fetch=fetch, shards=ShardSettings(size_mb=0.02, batch_slices=4)
@@ -97,14 +100,20 @@ def endpoint() -> Iterator[str]:
     server.stop()
 
 
-def archive(endpoint: str, series: Mapping[str, Mapping[str, bytes]]) -> Archive:
+def make_archive(endpoint: str, cluster: ClusterSettings, series: Mapping[str, Mapping[str, bytes]]) -> Archive:
     client = boto3.client(
         "s3", endpoint_url=endpoint, region_name="us-east-1", aws_access_key_id="test", aws_secret_access_key="test",
         config=Config(s3={"addressing_style": "path"}),
     )  # fmt: skip
     bucket = f"idc-{next(NUMBERS)}"
     client.create_bucket(Bucket=bucket, ACL="public-read")
-    return Archive(client, endpoint, bucket, series)
+    return Archive(client, endpoint, bucket, series, cluster)
+
+
+@pytest.fixture
+def archive(endpoint: str, shared_cluster: ClusterSettings) -> Make:
+    """Makes an archive of these series, with nothing in it yet."""
+    return partial(make_archive, endpoint, shared_cluster)
 
 
 def same(one: Path, other: Path) -> None:
@@ -124,8 +133,8 @@ def scratch(made: Archive, folder: Path) -> Path:
     return folder
 
 
-def test_a_finished_data_set_fetches_only_what_it_lacks(endpoint: str, tmp_path: Path) -> None:
-    made = archive(endpoint, SERIES)
+def test_a_finished_data_set_fetches_only_what_it_lacks(archive: Make, tmp_path: Path) -> None:
+    made = archive(SERIES)
     made.give("1.2.1", "1.2.3", "1.2.5")
     first = made.build(tmp_path / "ds")
     assert (first.counts.kept, first.rejects) == (9, {"fetch_failed": 6})
@@ -139,8 +148,8 @@ def test_a_finished_data_set_fetches_only_what_it_lacks(endpoint: str, tmp_path:
     same(tmp_path / "ds", scratch(made, tmp_path / "scratch"))
 
 
-def test_a_data_set_is_left_alone_when_the_archive_gives_nothing_more(endpoint: str, tmp_path: Path) -> None:
-    made = archive(endpoint, SERIES)
+def test_a_data_set_is_left_alone_when_the_archive_gives_nothing_more(archive: Make, tmp_path: Path) -> None:
+    made = archive(SERIES)
     made.give("1.2.1")
     made.build(tmp_path / "ds")
     files = {path: path.stat().st_mtime_ns for path in (tmp_path / "ds").rglob("*")}
@@ -151,9 +160,9 @@ def test_a_data_set_is_left_alone_when_the_archive_gives_nothing_more(endpoint: 
 
 
 def test_an_interrupted_build_fetches_what_it_lacks_too(
-    endpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    archive: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made = archive(endpoint, SERIES)
+    made = archive(SERIES)
     made.give("1.2.1", "1.2.3")
     with monkeypatch.context() as patch:
         patch.setattr(building, "pack", stopped)
@@ -173,9 +182,9 @@ def test_an_interrupted_build_fetches_what_it_lacks_too(
 
 @pytest.mark.parametrize("place", ["pack", "write_citations"])
 def test_killed_while_it_takes_the_place_of_a_finished_one(
-    place: str, endpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    place: str, archive: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made = archive(endpoint, SERIES)
+    made = archive(SERIES)
     made.give("1.2.1", "1.2.2", "1.2.3")
     made.build(tmp_path / "ds")
     made.take_away("1.2.1", "1.2.2", "1.2.3")
@@ -190,11 +199,11 @@ def test_killed_while_it_takes_the_place_of_a_finished_one(
 
 
 @pytest.mark.parametrize("late", ["1.2.1", "1.2.2", "1.2.3"])
-def test_an_instance_of_two_series_is_kept_once_whichever_comes_later(late: str, endpoint: str, tmp_path: Path) -> None:
+def test_an_instance_of_two_series_is_kept_once_whichever_comes_later(late: str, archive: Make, tmp_path: Path) -> None:
     """The first row of the lock keeps it, as in a build that has everything at once."""
     shared = {"0.dcm": ct("1.2.1", 0, "1.2.9.9")}
     both = {"0.dcm": ct("1.2.2", 5, "1.2.9.9"), "1.dcm": ct("1.2.2", 6)}
-    made = archive(endpoint, {"1.2.1": shared, "1.2.2": both, "1.2.3": plain("1.2.3", 2)})
+    made = archive({"1.2.1": shared, "1.2.2": both, "1.2.3": plain("1.2.3", 2)})
     made.give(*({"1.2.1", "1.2.2", "1.2.3"} - {late}))
     made.build(tmp_path / "ds")
     made.give(late)
@@ -202,8 +211,8 @@ def test_an_instance_of_two_series_is_kept_once_whichever_comes_later(late: str,
     same(tmp_path / "ds", scratch(made, tmp_path / "scratch"))
 
 
-def test_nothing_is_built_on_a_damaged_data_set(endpoint: str, tmp_path: Path) -> None:
-    made = archive(endpoint, SERIES)
+def test_nothing_is_built_on_a_damaged_data_set(archive: Make, tmp_path: Path) -> None:
+    made = archive(SERIES)
     made.give("1.2.1", "1.2.2", "1.2.3")
     manifest = made.build(tmp_path / "ds")
     shard = tmp_path / "ds" / "shards" / manifest.shards[0].name
@@ -219,13 +228,13 @@ def test_nothing_is_built_on_a_damaged_data_set(endpoint: str, tmp_path: Path) -
     assert made.build(tmp_path / "ds").rejects == {"fetch_failed": 3}
 
 
-def test_a_file_system_without_links_copies(endpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_system_without_links_copies(archive: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from lumid.dags import again
 
     def refused(*_: object) -> None:
         raise PermissionError(1, "Operation not permitted")
 
-    made = archive(endpoint, SERIES)
+    made = archive(SERIES)
     made.give("1.2.1", "1.2.2", "1.2.3", "1.2.4")
     made.build(tmp_path / "ds")
     made.give("1.2.5")
@@ -249,7 +258,7 @@ def stopped(*_: object) -> None:
     ],
 )
 def test_what_a_build_leaves_that_is_killed_at_its_very_end_harms_nothing(
-    left: str, endpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    left: str, archive: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def half(layout: Layout) -> None:
         for path in sorted(layout.work.rglob("*")):
@@ -258,7 +267,7 @@ def test_what_a_build_leaves_that_is_killed_at_its_very_end_harms_nothing(
                 path.unlink()
         raise LumidError("killed")
 
-    made = archive(endpoint, SERIES)
+    made = archive(SERIES)
     made.give("1.2.1", "1.2.2")
     made.build(tmp_path / "ds")
     made.give("1.2.3", "1.2.4")
@@ -276,9 +285,9 @@ def test_what_a_build_leaves_that_is_killed_at_its_very_end_harms_nothing(
 
 
 def test_a_build_that_waited_for_another_looks_again(
-    endpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    archive: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made = archive(endpoint, SERIES)
+    made = archive(SERIES)
     made.give("1.2.1")
     made.build(tmp_path / "ds")
     made.give(*SERIES)
@@ -294,9 +303,9 @@ def test_a_build_that_waited_for_another_looks_again(
 
 
 def test_another_lock_is_refused_even_when_its_place_is_being_taken(
-    endpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    archive: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made = archive(endpoint, SERIES)
+    made = archive(SERIES)
     made.give("1.2.1")
     made.build(tmp_path / "ds")
     made.give("1.2.2")
@@ -309,8 +318,8 @@ def test_another_lock_is_refused_even_when_its_place_is_being_taken(
         other.build(tmp_path / "ds")
 
 
-def test_archives_that_cannot_be_reached_are_one_line_and_harm_nothing(endpoint: str, tmp_path: Path) -> None:
-    made = archive(endpoint, SERIES)
+def test_archives_that_cannot_be_reached_are_one_line_and_harm_nothing(archive: Make, tmp_path: Path) -> None:
+    made = archive(SERIES)
     made.give("1.2.1")
     made.build(tmp_path / "ds")
     nobody = replace(made, endpoint="http://127.0.0.1:9")
@@ -323,10 +332,10 @@ def test_archives_that_cannot_be_reached_are_one_line_and_harm_nothing(endpoint:
 
 
 def test_a_network_that_goes_away_ends_the_build_and_the_next_goes_on(
-    endpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    archive: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     many = {f"1.2.{number}": plain(f"1.2.{number}", 1) for number in range(1, 60)}
-    made = archive(endpoint, many)
+    made = archive(many)
     made.give(*many)
     monkeypatch.setattr(building, "archives_answer", lambda _: True)
     nobody = replace(made, endpoint="http://127.0.0.1:9")

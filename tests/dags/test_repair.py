@@ -25,7 +25,7 @@ from lumid.dags.repair import Repaired, recipe_of, repair
 from lumid.pipeline.recipe import Recipe, SelectSettings, ShardSettings, make_recipe
 from tests.dicom import as_bytes, gradient, image
 
-ONE = ClusterSettings(None, 1)
+Mend = Callable[[Path, Recipe], Repaired]
 SERIES = ("1.2.1", "1.2.2", "1.2.3", "1.2.4")
 
 
@@ -46,14 +46,14 @@ def recipe_for(source: Path) -> Recipe:
     )
 
 
-def run_build(source: Path, out: Path) -> Manifest:
-    return build(recipe_for(source), out, ONE, BuildProgress(Console(quiet=True))).manifest
+def run_build(source: Path, out: Path, cluster: ClusterSettings) -> Manifest:
+    return build(recipe_for(source), out, cluster, BuildProgress(Console(quiet=True))).manifest
 
 
 @pytest.fixture(scope="module")
-def pristine(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def pristine(source: Path, tmp_path_factory: pytest.TempPathFactory, shared_cluster: ClusterSettings) -> Path:
     out = tmp_path_factory.mktemp("pristine") / "ds"
-    run_build(source, out)
+    run_build(source, out, shared_cluster)
     assert len(read_manifest(out).shards) > 1
     return out
 
@@ -69,8 +69,9 @@ def files_of(root: Path) -> dict[str, bytes]:
     return {str(path.relative_to(root)): path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()}
 
 
-def mend(root: Path, recipe: Recipe) -> Repaired:
-    return repair(root, verify(root), recipe, ONE, BuildProgress(Console(quiet=True)))
+@pytest.fixture
+def mend(shared_cluster: ClusterSettings) -> Mend:
+    return lambda root, recipe: repair(root, verify(root), recipe, shared_cluster, BuildProgress(Console(quiet=True)))
 
 
 def flip(*places: int) -> Callable[[Path], None]:
@@ -95,7 +96,7 @@ def grow(shard: Path) -> None:
     "damage", [flip(700), flip(10), flip(600, 5000), cut, grow, Path.unlink, lambda p: p.write_bytes(b"")]
 )
 def test_any_damage_of_shards_is_mended_to_the_same_bytes(
-    damage: Callable[[Path], None], dataset: Path, pristine: Path, source: Path
+    mend: Mend, damage: Callable[[Path], None], dataset: Path, pristine: Path, source: Path
 ) -> None:
     shards = sorted((dataset / "shards").iterdir())
     damage(shards[0])
@@ -107,7 +108,9 @@ def test_any_damage_of_shards_is_mended_to_the_same_bytes(
     assert files_of(dataset) == files_of(pristine)
 
 
-def test_only_series_of_damaged_samples_are_read(dataset: Path, pristine: Path, source: Path, tmp_path: Path) -> None:
+def test_only_series_of_damaged_samples_are_read(
+    mend: Mend, dataset: Path, pristine: Path, source: Path, tmp_path: Path
+) -> None:
     """The batches that are ingested again are of one series: so many parts lie under .repair when it stops."""
     flip(700)(sorted((dataset / "shards").iterdir())[0])
     assert mend(dataset, recipe_for(source)).series == 1
@@ -115,7 +118,7 @@ def test_only_series_of_damaged_samples_are_read(dataset: Path, pristine: Path, 
 
 
 def test_what_a_killed_repair_has_made_is_not_made_again(
-    dataset: Path, pristine: Path, source: Path, monkeypatch: pytest.MonkeyPatch
+    mend: Mend, dataset: Path, pristine: Path, source: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for shard in (dataset / "shards").iterdir():
         shard.unlink()
@@ -140,7 +143,7 @@ def test_what_a_killed_repair_has_made_is_not_made_again(
     assert files_of(dataset) == files_of(pristine)
 
 
-def test_what_is_whole_needs_no_source(dataset: Path, pristine: Path, tmp_path: Path) -> None:
+def test_what_is_whole_needs_no_source(mend: Mend, dataset: Path, pristine: Path, tmp_path: Path) -> None:
     """Only bytes after the last sample are wrong: nothing has to be made again."""
     for shard in (dataset / "shards").iterdir():
         grow(shard)
@@ -148,7 +151,7 @@ def test_what_is_whole_needs_no_source(dataset: Path, pristine: Path, tmp_path: 
     assert files_of(dataset) == files_of(pristine)
 
 
-def test_what_can_be_mended_is_although_some_cannot(dataset: Path, pristine: Path, tmp_path: Path) -> None:
+def test_what_can_be_mended_is_although_some_cannot(mend: Mend, dataset: Path, pristine: Path, tmp_path: Path) -> None:
     first, second, *_ = sorted((dataset / "shards").iterdir())
     grow(first)
     flip(700)(second)
@@ -160,7 +163,7 @@ def test_what_can_be_mended_is_although_some_cannot(dataset: Path, pristine: Pat
 
 
 def test_a_source_that_has_changed_is_refused_and_nothing_is_touched(
-    dataset: Path, source: Path, tmp_path: Path
+    mend: Mend, dataset: Path, source: Path, tmp_path: Path
 ) -> None:
     import shutil
 
@@ -184,7 +187,7 @@ def test_a_source_that_has_changed_is_refused_and_nothing_is_touched(
         mend(dataset, recipe_for(other))
 
 
-def test_another_recipe_and_other_damage_are_refused(dataset: Path, source: Path) -> None:
+def test_another_recipe_and_other_damage_are_refused(mend: Mend, dataset: Path, source: Path) -> None:
     flip(700)(sorted((dataset / "shards").iterdir())[0])
     other = recipe_for(source).model_copy(update={"select": SelectSettings(min_side=33)})
     with pytest.raises(RecipeError, match="from another recipe"):
