@@ -41,9 +41,12 @@ def value_of(dataset: Dataset, keyword: str) -> Any:
         return None
     if not isinstance(element, RawDataElement):
         return element.value
-    data = element.value
-    read = READERS.get(element.VR or _vr_of(tag)) if data and type(data) is bytes else None
-    value = read(data, element.is_little_endian) if read else None
+    data, vr = element.value, element.VR or _vr_of(tag)
+    value = None
+    if vr in READERS and data and type(data) is bytes:
+        value = READERS[vr](data)
+    elif vr == "US" and data is not None and len(data) == 2:
+        value = int.from_bytes(data, "little" if element.is_little_endian else "big")
     return dataset[tag].value if value is None else value
 
 
@@ -52,25 +55,25 @@ def _vr_of(tag: BaseTag) -> str:
     return dictionary_VR(tag)
 
 
-def _code(data: bytes, little_endian: bool) -> str | list[str]:
+def _code(data: bytes) -> str | list[str]:
     """CS and others of the default repertoire: padding at the end is not part of them (PS3.5 6.2)."""
     text = data.decode("latin-1").rstrip(" \0")
     return text.split("\\") if "\\" in text else text
 
 
-def _uid(data: bytes, little_endian: bool) -> str | list[str]:
+def _uid(data: bytes) -> str | list[str]:
     parts = [part.strip() for part in data.decode("latin-1").rstrip("\0 ").split("\\")]
     return parts if len(parts) > 1 else parts[0]
 
 
-def _text(data: bytes, little_endian: bool) -> str | list[str] | None:
+def _text(data: bytes) -> str | list[str] | None:
     if not data.isascii() or ESCAPE in data:
         return None
     text = data.decode("ascii")
     return [part.rstrip("\0 ") for part in text.split("\\")] if "\\" in text else text.rstrip("\0 ")
 
 
-def _decimal(data: bytes, little_endian: bool) -> float | list[float] | None:
+def _decimal(data: bytes) -> float | list[float] | None:
     try:
         numbers = [float(part) for part in data.rstrip(b" \0").split(b"\\")]
     except ValueError:
@@ -78,15 +81,12 @@ def _decimal(data: bytes, little_endian: bool) -> float | list[float] | None:
     return numbers if len(numbers) > 1 else numbers[0]
 
 
-def _whole(data: bytes, little_endian: bool) -> int | None:
+def _whole(data: bytes) -> int | None:
     digits = data.strip(b" \0")
     return int(digits) if digits.isdigit() else None
 
 
-def _word(data: bytes, little_endian: bool) -> int | None:
-    return int.from_bytes(data, "little" if little_endian else "big") if len(data) == 2 else None
-
-
-READERS: dict[str, Callable[[bytes, bool], Any]] = {
-    **dict.fromkeys(("AS", "CS", "DA"), _code), "UI": _uid, **dict.fromkeys(("LO", "SH"), _text), "DS": _decimal, "IS": _whole, "US": _word,
+READERS: dict[str, Callable[[bytes], Any]] = {
+    **dict.fromkeys(("AS", "CS", "DA"), _code), "UI": _uid, **dict.fromkeys(("LO", "SH"), _text), "DS": _decimal, "IS": _whole,
 }  # fmt: skip
+"""By value representation; of what it cannot read itself, a reader gives None."""
