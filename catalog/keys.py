@@ -7,7 +7,6 @@ everyone who rebuilds the data set gets the same keys; private sources use the o
 
 from __future__ import annotations
 
-import hashlib
 import hmac
 from dataclasses import dataclass, field
 
@@ -36,7 +35,7 @@ class Keyer:
         message = domain.encode() + b"".join(
             len(raw).to_bytes(4, "big") + raw for raw in (part.encode("utf-8", "surrogateescape") for part in parts)
         )
-        return hmac.new(self.secret, message, hashlib.sha256).hexdigest()
+        return hmac.digest(self.secret, message, "sha256").hex()
 
     def key(self, instance_uid: str, frame: int) -> str:
         """The key of a frame: 24 hex digits of HMAC-SHA256(secret, SOP Instance UID and frame number)."""

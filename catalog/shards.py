@@ -17,6 +17,7 @@ from lumid.catalog.schema import SAMPLE_FIELDS, CatalogRow
 
 BLOCK = 512
 END_OF_TAR = bytes(2 * BLOCK)
+TO_JSON = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
 
 
 def member(name: str, data: bytes) -> bytes:
@@ -30,7 +31,7 @@ def member(name: str, data: bytes) -> bytes:
 def sample_json(row: CatalogRow) -> bytes:
     """The JSON that lies beside the image: the fields of :data:`~lumid.catalog.schema.SAMPLE_FIELDS`."""
     values = {name: getattr(row, name) for name in SAMPLE_FIELDS}
-    return json.dumps(values, separators=(",", ":"), allow_nan=False).encode()
+    return TO_JSON(values).encode()
 
 
 def sample_members(row: CatalogRow, image: bytes) -> bytes:

@@ -7,6 +7,7 @@ codestream says of itself is held against the header first, so that a contradict
 from __future__ import annotations
 
 import logging
+import math
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -35,6 +36,7 @@ from lumid.pipeline.decoders import (
     decode_jpeg_2000,
     decode_rle,
 )
+from lumid.pipeline.elements import value_of
 from lumid.pipeline.fragments import EncodedFrames, encoded_frames, is_encapsulated
 from lumid.pipeline.native import frame_bits, native_frame, whole_frames
 from lumid.pipeline.parse import (
@@ -57,6 +59,7 @@ __all__ = [
 ]  # fmt: skip
 
 NATIVE = (ImplicitVRLittleEndian, ExplicitVRLittleEndian, DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian)
+SEVERAL = (list, tuple, pydicom.multival.MultiValue)
 Stored = npt.NDArray[Any]
 """Stored values of a frame: ``[rows, columns]``, or RGB ``[rows, columns, 3]``. It may be a read-only view."""
 
@@ -341,24 +344,24 @@ class FrameHeader:
         if macro is not None:
             for group in self._groups():
                 try:
-                    items = group.get(macro)
+                    items = value_of(group, macro)
                     if items:
-                        value = items[0].get(keyword)
+                        value = value_of(items[0], keyword)
                         if value is not None:
                             return value
                 except Exception:
                     continue
         try:
-            return self.dataset.get(keyword)
+            return value_of(self.dataset, keyword)
         except Exception:  # a value that does not parse counts as absent
             return None
 
     def _groups(self) -> Iterator[Dataset]:
         try:
-            per_frame = self.dataset.get("PerFrameFunctionalGroupsSequence")
+            per_frame = value_of(self.dataset, "PerFrameFunctionalGroupsSequence")
             if per_frame and self.frame < len(per_frame):
                 yield per_frame[self.frame]
-            shared = self.dataset.get("SharedFunctionalGroupsSequence")
+            shared = value_of(self.dataset, "SharedFunctionalGroupsSequence")
             if shared:
                 yield shared[0]
         except Exception:
@@ -374,12 +377,12 @@ class FrameHeader:
         value = self.get(keyword, macro)
         if value is None or value == "":
             return []
-        items = list(value) if isinstance(value, (list, tuple, pydicom.multival.MultiValue)) else [value]
+        items = value if isinstance(value, SEVERAL) else (value,)
         try:
             numbers = [float(item) for item in items]
         except (TypeError, ValueError, OverflowError):
             return []
-        return numbers if all(np.isfinite(numbers)) else []
+        return numbers if all(map(math.isfinite, numbers)) else []
 
     def term(self, keyword: str, macro: str | None = None) -> str:
         """A code string in upper case without surrounding space; empty when absent."""
@@ -391,6 +394,6 @@ class FrameHeader:
         value = self.get(keyword, macro)
         if isinstance(value, str):
             return [value.strip().upper()]
-        if isinstance(value, (list, tuple, pydicom.multival.MultiValue)):
+        if isinstance(value, SEVERAL):
             return [str(item).strip().upper() for item in value]
         return []

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 
 import numpy as np
 import numpy.typing as npt
@@ -92,10 +94,8 @@ def plane_of(orientation: list[float]) -> str | None:
     normal = _normal(orientation)
     if normal is None:
         return None
-    axis = int(np.argmax(np.abs(normal)))
-    if abs(normal[axis]) < np.cos(np.radians(OBLIQUE_DEGREES)):
-        return "oblique"
-    return ("sagittal", "coronal", "axial")[axis]
+    longest, name = max(zip(map(abs, normal), ("sagittal", "coronal", "axial"), strict=True), key=itemgetter(0))
+    return name if longest >= math.cos(math.radians(OBLIQUE_DEGREES)) else "oblique"
 
 
 def arrange(slices: Sequence[Placed | None]) -> list[Arranged]:
@@ -139,21 +139,23 @@ def _levels(positions: Vector) -> npt.NDArray[np.int64]:
     return levels
 
 
-def _normal(orientation: list[float]) -> Vector | None:
+def _normal(orientation: list[float]) -> tuple[float, float, float] | None:
     if len(orientation) != 6:
         return None
-    normal: Vector = np.cross(orientation[:3], orientation[3:])
-    length = float(np.linalg.norm(normal))
+    a, b, c, d, e, f = orientation
+    x, y, z = b * f - c * e, c * d - a * f, a * e - b * d
+    length = math.sqrt(x * x + y * y + z * z)
     # cosines of unit length at right angles give 1; anything far from it is no orientation
-    return normal / length if 0.5 < length < 1.5 else None
+    return (x / length, y / length, z / length) if 0.5 < length < 1.5 else None
 
 
 def _placed(orientation: list[float], position: list[float]) -> Placed | None:
     normal = _normal(orientation)
     if normal is None or len(position) != 3:
         return None
-    x, y, z = (round(float(value), 6) + 0.0 for value in normal)  # no negative zeros
-    return Placed((x, y, z), round(float(np.dot(normal, position)), 4) + 0.0)
+    along = normal[0] * position[0] + normal[1] * position[1] + normal[2] * position[2]
+    x, y, z = (round(value, 6) + 0.0 for value in normal)  # no negative zeros
+    return Placed((x, y, z), round(along, 4) + 0.0)
 
 
 def _reconstructed_nm(header: FrameHeader) -> tuple[list[float], list[float]]:
@@ -175,8 +177,8 @@ def _reconstructed_nm(header: FrameHeader) -> tuple[list[float], list[float]]:
         return orientation, position if header.number("NumberOfFrames") in (None, 1) else []
     if normal is None or spacing is None or len(position) != 3:
         return orientation, []
-    place = np.array(position) + normal * spacing * (order[header.frame] - 1)
-    return orientation, [float(value) for value in place]
+    steps = order[header.frame] - 1
+    return orientation, [at + along * spacing * steps for at, along in zip(position, normal, strict=True)]
 
 
 def _spacing(header: FrameHeader, modality: str) -> tuple[tuple[float, float] | None, str | None]:

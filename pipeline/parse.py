@@ -23,6 +23,7 @@ from pydicom.uid import (
     ImplicitVRLittleEndian,
 )
 
+from lumid.pipeline.elements import tag_of, value_of
 from lumid.pipeline.reject import Reject
 
 UNDEFINED_LENGTH = 0xFFFFFFFF
@@ -205,7 +206,8 @@ def _ends_early(dataset: FileDataset, whole: memoryview) -> bool:
 
 def pixel_element(dataset: Dataset) -> str | None:
     """The keyword of the element that holds the pixels, if there is one."""
-    return next((keyword for keyword in PIXEL_ELEMENTS if keyword in dataset), None)
+    there = dataset.keys()
+    return next((keyword for keyword in PIXEL_ELEMENTS if tag_of(keyword) in there), None)
 
 
 def transfer_syntax(dataset: Dataset) -> UID | None:
@@ -225,7 +227,7 @@ def transfer_syntax(dataset: Dataset) -> UID | None:
 def integer(dataset: Dataset, keyword: str) -> int | None:
     """A whole number of the data set; None where it is absent, empty, or does not parse as one."""
     try:
-        value = dataset.get(keyword)
+        value = value_of(dataset, keyword)
         return None if value is None or value == "" else int(value)
     except Exception:  # an element whose value does not parse as what it should be
         return None
@@ -234,7 +236,7 @@ def integer(dataset: Dataset, keyword: str) -> int | None:
 def term(dataset: Dataset, keyword: str) -> str:
     """A code string of the data set in upper case; empty where it is absent or is no string."""
     try:
-        value = dataset.get(keyword)
+        value = value_of(dataset, keyword)
     except Exception:
         return ""
     return value.strip(" \0").upper() if isinstance(value, str) else ""

@@ -9,8 +9,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 
@@ -22,6 +23,8 @@ Values = npt.NDArray[np.float64]
 LOW_PERCENTILE, HIGH_PERCENTILE = 0.1, 99.9
 MAX_FLOAT_VALUES = 1 << 16
 RANGE_BINS = 1 << 12
+EXACT_COUNTS = 1 << 24
+"""OpenCV's counts are single-precision numbers, which are exact up to here."""
 VALUE_TRANSFORM = "PixelValueTransformationSequence"
 
 
@@ -110,12 +113,24 @@ def by_value(stored: Stored, function: Callable[[Values], Pixels]) -> Pixels:
     if stored.dtype.kind in "iu" and stored.dtype.itemsize <= 2:
         low, high = int(stored.min()), int(stored.max())
         if high - low < stored.size:
-            table = function(np.arange(low, high + 1, dtype=np.float64))
-            unsigned = np.dtype(f"u{stored.dtype.itemsize}")
-            places = stored.astype(unsigned, copy=False) - unsigned.type(low % (1 << 8 * unsigned.itemsize))
-            pixels: Pixels = table.take(places, mode="clip")  # the fastest way; nothing is there to be clipped
-            return pixels
+            return _looked_up(stored, low, function(np.arange(low, high + 1, dtype=np.float64)))
     return function(stored.astype(np.float64))
+
+
+def _looked_up(stored: Stored, low: int, table: Pixels) -> Pixels:
+    """For every stored value its entry of a table that begins at ``low``; OpenCV does it in a fifth of numpy's time."""
+    unsigned = np.dtype(f"u{stored.dtype.itemsize}")
+    entries = 1 << 8 * unsigned.itemsize
+    whole = np.zeros(entries, table.dtype)
+    first = low % entries  # a negative value stands where its bits, read as unsigned, are
+    wrapped = max(first + table.size - entries, 0)
+    whole[first : first + table.size] = table[: table.size - wrapped]
+    whole[:wrapped] = table[table.size - wrapped :]
+    places = np.ascontiguousarray(stored, stored.dtype.newbyteorder("=")).view(unsigned)
+    try:
+        return cast(Pixels, cv2.LUT(places.reshape(len(places), -1), whole)).reshape(stored.shape)
+    except cv2.error:  # before OpenCV 5 tables are for 8 bits only
+        return whole.take(places)
 
 
 def quantized(values: Values, span: Range, bits: int) -> Pixels:
@@ -179,7 +194,9 @@ def histogram(stored: npt.NDArray[np.generic], padding: tuple[int, int] | None =
     Pixels within ``padding`` are not counted, and neither is what is not a finite number.
     """
     flat = stored.reshape(-1)
-    if flat.size and flat.dtype.kind in "iu" and flat.dtype.itemsize <= 2:
+    if flat.dtype in (np.int16, np.uint16) and 0 < flat.size <= EXACT_COUNTS:
+        distinct, counts = _counted(flat)
+    elif flat.size and flat.dtype.kind in "iu" and flat.dtype.itemsize <= 2:
         start = int(flat.min())
         counts = np.bincount(np.subtract(flat, start, dtype=np.intp))
         distinct = np.flatnonzero(counts)
@@ -192,6 +209,16 @@ def histogram(stored: npt.NDArray[np.generic], padding: tuple[int, int] | None =
     if padding is not None:
         kept &= (distinct < padding[0]) | (distinct > padding[1])
     return Histogram(distinct[kept].astype(flat.dtype), counts[kept].astype(np.uint32))
+
+
+def _counted(values: npt.NDArray[Any]) -> tuple[npt.NDArray[np.integer], npt.NDArray[Any]]:
+    """Distinct 16-bit values in ascending order, and how often each occurs: OpenCV counts faster than numpy."""
+    shift = 1 << 15 if values.dtype.kind == "i" else 0
+    places = values.view(np.uint16) ^ np.uint16(shift) if shift else values
+    low, high = int(places.min()), int(places.max())
+    counts = cv2.calcHist([places], [0], None, [high - low + 1], [low, high + 1]).ravel()
+    distinct = np.flatnonzero(counts)
+    return distinct + (low - shift), counts[distinct]
 
 
 def frame_histogram(stored: Stored, header: FrameHeader, modality: str = "") -> Histogram:
