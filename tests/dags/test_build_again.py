@@ -73,9 +73,8 @@ class Archive:
         recipe = Recipe(
             name="part", sources=(IdcSettings(),), fetch=fetch, shards=ShardSettings(size_mb=0.02, batch_slices=4)
         )
-        return build(
-            recipe, out, ClusterSettings(None, workers), BuildProgress(Console(quiet=True)), self.lock()
-        ).manifest
+        cluster = ClusterSettings(None, workers) if workers else self.cluster
+        return build(recipe, out, cluster, BuildProgress(Console(quiet=True)), self.lock()).manifest
 
 
 def ct(series: str, number: int, instance: str | None = None) -> bytes:
