@@ -48,6 +48,14 @@ def archives_answer(recipe: Recipe) -> bool:
     return all(any(is_reachable(url) for url in addresses[kind]) for kind in sorted(needed))
 
 
+def unreachable() -> LumidError:
+    """What to say when :func:`archives_answer` is not so."""
+    return LumidError(
+        "the archives cannot be reached: check the network, or the addresses in the recipe's [fetch]; what an earlier "
+        "build has kept with --cache can be read with --offline"
+    )
+
+
 @contextmanager
 def claimed(layout: Layout, recipe: Recipe) -> Iterator[None]:
     """The work folder for this process alone; what a killed process left half-written is swept away.

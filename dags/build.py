@@ -17,7 +17,15 @@ from lumid.catalog.errors import DatasetError, LumidError, UsageError
 from lumid.catalog.layout import Layout, Manifest, read_manifest, storage_errors, write_text
 from lumid.catalog.report import render_report
 from lumid.dags.again import Again, base_parts, lay_base, read_again
-from lumid.dags.begin import archives_answer, check_fetching, claimed, open_listed_sources, reads_remotely, remove_work
+from lumid.dags.begin import (
+    archives_answer,
+    check_fetching,
+    claimed,
+    open_listed_sources,
+    reads_remotely,
+    remove_work,
+    unreachable,
+)
 from lumid.dags.cluster import ClusterSettings, open_cluster
 from lumid.dags.ingesting import built_parts, ingest_batches
 from lumid.dags.packing import pack
@@ -69,10 +77,7 @@ def build(
         if not archives_answer(recipe):
             if finished is not None:
                 return BuildResult(finished, already_finished=True)
-            raise LumidError(
-                "the archives cannot be reached: check the network, or the addresses in the recipe's [fetch]; what an "
-                "earlier build has kept with --cache can be built from with --offline"
-            )
+            raise unreachable()
         check_fetching(recipe, out, again.lock if again else pinned_before(layout) if lock is None else lock)
         with claimed(layout, recipe):
             finished, again = _look(layout, recipe)  # another build may have ended in the meantime

@@ -19,7 +19,15 @@ from lumid.catalog.layout import Layout, Manifest, Shard, atomic_file, read_mani
 from lumid.catalog.lock import load_lock
 from lumid.catalog.shards import END_OF_TAR, image_offset, read_range
 from lumid.dags.again import Origins, shard_rows
-from lumid.dags.begin import check_fetching, claimed, nobody_builds, open_listed_sources, reads_remotely
+from lumid.dags.begin import (
+    archives_answer,
+    check_fetching,
+    claimed,
+    nobody_builds,
+    open_listed_sources,
+    reads_remotely,
+    unreachable,
+)
 from lumid.dags.cluster import ClusterSettings, open_cluster
 from lumid.dags.ingesting import built_parts, ingest_batches
 from lumid.dags.planning import plan_again
@@ -122,6 +130,8 @@ def _ingest_again(
     recipe: Recipe, cluster: ClusterSettings, progress: BuildProgress, lock: pa.Table, rows: frozenset[int], work: Layout
 ) -> list[list[PartFiles]]:  # fmt: skip
     """Parts of these rows of the lock."""
+    if not archives_answer(recipe):
+        raise unreachable()
     check_fetching(recipe, work.root.parent, lock)
     sources = open_listed_sources(recipe, work.unpacked)
     listings = {number: source.objects() for number, source in sources.items()}

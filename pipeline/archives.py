@@ -36,6 +36,8 @@ DAMAGED = (
     struct.error,
 )
 """What the readers of the standard library raise on an archive that is damaged."""
+UNREADABLE = (*DAMAGED, NotImplementedError)
+"""Those, and what zipfile raises for a version or compression of the format that it does not know."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +117,7 @@ def zip_members(file: BinaryIO, limits: ArchiveLimits = DEFAULT_LIMITS) -> Itera
     """The files of a zip, in the order of its directory. ``file`` must be seekable and stays open."""
     try:
         archive = zipfile.ZipFile(file)
-    except (*DAMAGED, NotImplementedError) as error:
+    except UNREADABLE as error:
         yield _broken(error)
         return
     with archive:

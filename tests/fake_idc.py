@@ -135,7 +135,7 @@ def fake_idc(
     ``pick`` draws the first server's faults in place of ``faults``. Nothing answers for longer than ``longest_s``.
     """
     with contextlib.ExitStack() as stack:
-        upstream = _moto()
+        upstream = s3_server()
         for bucket, held in ((BUCKET, contents), (MIRROR, mirror or {})):
             stack.enter_context(_held(upstream, bucket, held))
         pool = urllib3.PoolManager(maxsize=64)
@@ -155,8 +155,8 @@ def fake_idc(
 
 
 @cache
-def _moto() -> str:
-    """One for the process: its buckets are the process's, too, and it takes its time to stop."""
+def s3_server() -> str:
+    """The address of moto's server, one for the process: its buckets are the process's, too, and it takes its time to stop."""
     moto = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
     moto.start()
     atexit.register(moto.stop)
@@ -165,7 +165,8 @@ def _moto() -> str:
 
 
 @cache
-def _client(upstream: str) -> Any:
+def s3_client(upstream: str) -> Any:
+    """A client of that server that may write."""
     return boto3.client(
         "s3", endpoint_url=upstream, region_name="us-east-1", aws_access_key_id="test", aws_secret_access_key="test",
         config=Config(s3={"addressing_style": "path"}),
@@ -175,7 +176,7 @@ def _client(upstream: str) -> Any:
 @contextmanager
 def _held(upstream: str, bucket: str, contents: Contents) -> Iterator[None]:
     """Objects in a bucket, for a while."""
-    client = _client(upstream)
+    client = s3_client(upstream)
     keys = {f"{uuid}/{name}": data for uuid, objects in contents.items() for name, data in objects.items()}
     client.create_bucket(Bucket=bucket, ACL="public-read")
     for key, data in keys.items():

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import IO, Literal, cast
 
 from lumid.catalog.errors import StorageError
-from lumid.pipeline.archives import DAMAGED, ArchiveMember, list_zip, tar_members, unpack, zip_members
+from lumid.pipeline.archives import UNREADABLE, ArchiveMember, list_zip, tar_members, unpack, zip_members
 from lumid.pipeline.reject import Reject
 from lumid.pipeline.sources import Listing, ObjectRef
 from lumid.pipeline.volumes import GZIP, inflated
@@ -254,7 +254,7 @@ class _OpenZip:
     def __init__(self, path: Path) -> None:
         try:
             self._archive: zipfile.ZipFile | None = zipfile.ZipFile(path)
-        except (*DAMAGED, NotImplementedError) as error:
+        except UNREADABLE as error:
             if isinstance(error, OSError):
                 raise
             self._archive = None

@@ -23,7 +23,7 @@ from lumid.catalog.errors import RecipeError
 from lumid.catalog.keys import Keyer
 from lumid.catalog.lock import LOCK
 from lumid.catalog.schema import MODALITIES
-from lumid.pipeline.archives import DAMAGED, ArchiveMember, base_name, list_zip
+from lumid.pipeline.archives import UNREADABLE, ArchiveMember, base_name, list_zip
 from lumid.pipeline.download import Downloader, Patience, Wanted
 from lumid.pipeline.nbia import NLST, UNKNOWN_COLLECTION, ListedSeries, Nbia, read_manifest
 from lumid.pipeline.recipe import FetchSettings, TciaSettings
@@ -193,7 +193,7 @@ def inspect(file: BinaryIO) -> Contents:
             if listed is None:
                 return Contents((), 0, _failed("no list of MD5s in the zip"))
             found = tuple(_look_at(member, listed) for member in members if _is_object(member))
-    except (*DAMAGED, NotImplementedError):
+    except UNREADABLE:
         return Contents((), 0, _failed("not a whole zip"))
     names = {base_name(one.name) for one in found}
     absent = sum(1 for name in listed if name not in names and not NO_OBJECT.fullmatch(name))

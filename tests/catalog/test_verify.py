@@ -481,7 +481,7 @@ def replace_sample(
     change_shard(root, 0, sha256=hashlib.sha256(data.getvalue()).hexdigest())
 
 
-def deep_only(root: Path, kind: str) -> None:
+def assert_only_deep_finds(root: Path, kind: str) -> None:
     assert verify(root).findings == ()
     found = verify(root, deep=True)
     (finding,) = found.findings
@@ -492,13 +492,13 @@ def deep_only(root: Path, kind: str) -> None:
 def test_deep_wants_the_json_as_it_is_written(copy: Path) -> None:
     row = rows_of(copy)[1]
     replace_sample(copy, row["key"], text=lambda content: content.replace(b'"sex":', b'"sex": '))
-    deep_only(copy, "JSON")
+    assert_only_deep_finds(copy, "JSON")
 
 
 def test_deep_compares_json_and_row(copy: Path) -> None:
     row = next(row for row in rows_of(copy) if row["sex"] == "F")
     replace_sample(copy, row["key"], text=lambda content: content.replace(b'"sex":"F"', b'"sex":"M"'))
-    deep_only(copy, "JSON")
+    assert_only_deep_finds(copy, "JSON")
 
 
 def test_deep_compares_image_and_row(copy: Path) -> None:
@@ -509,7 +509,7 @@ def test_deep_compares_image_and_row(copy: Path) -> None:
         image = bytearray(stream.read())
     image[len(image) // 2] ^= 1
     replace_sample(copy, row["key"], image=bytes(image))
-    deep_only(copy, "image")
+    assert_only_deep_finds(copy, "image")
 
 
 @pytest.mark.parametrize(
@@ -544,7 +544,7 @@ def test_deep_refuses_what_is_no_image(copy: Path) -> None:
             place = table["key"].to_pylist().index(row["key"])
             change_cell(path, "sha256", lambda _: hashlib.sha256(blob).hexdigest(), row=place)
     change_manifest(copy, catalog_hash=hash_of_catalog(copy))
-    deep_only(copy, "pixels")
+    assert_only_deep_finds(copy, "pixels")
 
 
 def test_both_codecs_are_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import itertools
-import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import boto3
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from botocore.config import Config
-from moto.server import ThreadedMotoServer
 from rich.console import Console
 
 from lumid.catalog.errors import DatasetError, LumidError, UsageError
@@ -30,6 +26,7 @@ from lumid.dags.progress import BuildProgress
 from lumid.pipeline.lock import LOCK
 from lumid.pipeline.recipe import FetchSettings, IdcSettings, Recipe, ShardSettings
 from tests.dicom import as_bytes, gradient, image
+from tests.fake_idc import s3_client, s3_server
 
 NUMBERS = itertools.count()
 Make = Callable[[Mapping[str, Mapping[str, bytes]]], "Archive"]
@@ -90,32 +87,20 @@ def plain(series: str, objects: int) -> dict[str, bytes]:
 SERIES = {uid: plain(uid, 3) for uid in ("1.2.1", "1.2.2", "1.2.3", "1.2.4", "1.2.5")}
 
 
-@pytest.fixture(scope="module")
-def endpoint() -> Iterator[str]:
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield f"http://{host}:{port}"
-    server.stop()
-
-
 def make_archive(endpoint: str, cluster: ClusterSettings, series: Mapping[str, Mapping[str, bytes]]) -> Archive:
-    client = boto3.client(
-        "s3", endpoint_url=endpoint, region_name="us-east-1", aws_access_key_id="test", aws_secret_access_key="test",
-        config=Config(s3={"addressing_style": "path"}),
-    )  # fmt: skip
+    client = s3_client(endpoint)
     bucket = f"idc-{next(NUMBERS)}"
     client.create_bucket(Bucket=bucket, ACL="public-read")
     return Archive(client, endpoint, bucket, series, cluster)
 
 
 @pytest.fixture
-def archive(endpoint: str, shared_cluster: ClusterSettings) -> Make:
+def archive(shared_cluster: ClusterSettings) -> Make:
     """Makes an archive of these series, with nothing in it yet."""
-    return partial(make_archive, endpoint, shared_cluster)
+    return partial(make_archive, s3_server(), shared_cluster)
 
 
-def same(one: Path, other: Path) -> None:
+def assert_same(one: Path, other: Path) -> None:
     """Both hold the same data set, byte for byte."""
     a, b = read_manifest(one), read_manifest(other)
     assert (a.shards, a.catalog_hash, a.lock_hash, a.counts) == (b.shards, b.catalog_hash, b.lock_hash, b.counts)
@@ -144,7 +129,7 @@ def test_a_finished_data_set_fetches_only_what_it_lacks(archive: Make, tmp_path:
     made.take_away("1.2.2")
     made.give("1.2.4")
     assert made.build(tmp_path / "ds").rejects == {}
-    same(tmp_path / "ds", scratch(made, tmp_path / "scratch"))
+    assert_same(tmp_path / "ds", scratch(made, tmp_path / "scratch"))
 
 
 def test_a_data_set_is_left_alone_when_the_archive_gives_nothing_more(archive: Make, tmp_path: Path) -> None:
@@ -176,7 +161,7 @@ def test_an_interrupted_build_fetches_what_it_lacks_too(
     made.take_away("1.2.2")
     made.give("1.2.4", "1.2.5")
     assert made.build(tmp_path / "ds").rejects == {}
-    same(tmp_path / "ds", scratch(made, tmp_path / "scratch"))
+    assert_same(tmp_path / "ds", scratch(made, tmp_path / "scratch"))
 
 
 @pytest.mark.parametrize("place", ["pack", "write_citations"])
@@ -194,7 +179,7 @@ def test_killed_while_it_takes_the_place_of_a_finished_one(
             made.build(tmp_path / "ds")
     made.take_away("1.2.4", "1.2.5")
     assert made.build(tmp_path / "ds").rejects == {}
-    same(tmp_path / "ds", scratch(made, tmp_path / "scratch"))
+    assert_same(tmp_path / "ds", scratch(made, tmp_path / "scratch"))
 
 
 @pytest.mark.parametrize("late", ["1.2.1", "1.2.2", "1.2.3"])
@@ -207,7 +192,7 @@ def test_an_instance_of_two_series_is_kept_once_whichever_comes_later(late: str,
     made.build(tmp_path / "ds")
     made.give(late)
     assert made.build(tmp_path / "ds").rejects == {"duplicate_instance": 1}
-    same(tmp_path / "ds", scratch(made, tmp_path / "scratch"))
+    assert_same(tmp_path / "ds", scratch(made, tmp_path / "scratch"))
 
 
 def test_nothing_is_built_on_a_damaged_data_set(archive: Make, tmp_path: Path) -> None:
@@ -230,7 +215,10 @@ def test_nothing_is_built_on_a_damaged_data_set(archive: Make, tmp_path: Path) -
 def test_a_file_system_without_links_copies(archive: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from lumid.dags import again
 
-    def refused(*_: object) -> None:
+    asked: list[object] = []
+
+    def refused(*paths: object) -> None:
+        asked.append(paths)
         raise PermissionError(1, "Operation not permitted")
 
     made = archive(SERIES)
@@ -238,9 +226,10 @@ def test_a_file_system_without_links_copies(archive: Make, tmp_path: Path, monke
     made.build(tmp_path / "ds")
     made.give("1.2.5")
     monkeypatch.setattr(again.os, "link", refused)
+    shards = len(read_manifest(tmp_path / "ds").shards)
     made.build(tmp_path / "ds")
-    shutil.copytree(tmp_path / "ds", tmp_path / "copy")
-    same(tmp_path / "copy", scratch(made, tmp_path / "scratch"))
+    assert len(asked) == shards > 1
+    assert_same(tmp_path / "ds", scratch(made, tmp_path / "scratch"))
 
 
 def stopped(*_: object) -> None:
@@ -280,7 +269,7 @@ def test_what_a_build_leaves_that_is_killed_at_its_very_end_harms_nothing(
     assert made.build(tmp_path / "ds").counts.kept == kept == 12
     made.give("1.2.5")
     assert made.build(tmp_path / "ds").rejects == {}
-    same(tmp_path / "ds", scratch(made, tmp_path / "scratch"))
+    assert_same(tmp_path / "ds", scratch(made, tmp_path / "scratch"))
 
 
 def test_a_build_that_waited_for_another_looks_again(
@@ -298,7 +287,7 @@ def test_a_build_that_waited_for_another_looks_again(
 
     monkeypatch.setattr(building, "check_fetching", meanwhile)
     assert made.build(tmp_path / "ds").rejects == {}
-    same(tmp_path / "ds", scratch(made, tmp_path / "scratch"))
+    assert_same(tmp_path / "ds", scratch(made, tmp_path / "scratch"))
 
 
 def test_another_lock_is_refused_even_when_its_place_is_being_taken(
@@ -341,4 +330,4 @@ def test_a_network_that_goes_away_ends_the_build_and_the_next_goes_on(
     with pytest.raises(LumidError, match=r"nobody has answered for 4\d series in a row: check the network"):
         nobody.build(tmp_path / "ds")
     assert made.build(tmp_path / "ds").rejects == {}
-    same(tmp_path / "ds", scratch(made, tmp_path / "scratch"))
+    assert_same(tmp_path / "ds", scratch(made, tmp_path / "scratch"))

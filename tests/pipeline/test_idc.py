@@ -7,9 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import boto3
 import pytest
-from botocore.config import Config
 from moto.server import ThreadedMotoServer
 
 from lumid.catalog.keys import PUBLIC_SECRET, Keyer
@@ -24,6 +22,7 @@ from lumid.pipeline.sources import Provenance, Series, idc
 from lumid.pipeline.sources.buckets import Prefix
 from lumid.pipeline.sources.idc import IdcSource
 from tests.dicom import as_bytes, gradient, image
+from tests.fake_idc import s3_client
 
 BUCKET = "idc-open-data"
 FILES = {
@@ -43,10 +42,7 @@ def endpoint() -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def client(endpoint: str) -> object:
-    found = boto3.client(
-        "s3", endpoint_url=endpoint, region_name="us-east-1", aws_access_key_id="test", aws_secret_access_key="test",
-        config=Config(s3={"addressing_style": "path"}),
-    )  # fmt: skip
+    found = s3_client(endpoint)
     for bucket in (BUCKET, "mirror"):
         found.create_bucket(Bucket=bucket, ACL="public-read")
         for name, data in FILES.items():
