@@ -64,7 +64,8 @@ from lumid.pipeline.batches import Batch, make_batches
 from lumid.pipeline.decode import FrameHeader, Limits, decode_frames, image_size, quiet_libraries
 from lumid.pipeline.normalize import intensity, uses_series_range
 from lumid.pipeline.normalize import normalize as normalized
-from lumid.pipeline.recipe import Recipe, make_recipe
+from lumid.pipeline.recipe import Recipe
+from lumid.pipeline.recipe_files import make_recipe
 from lumid.pipeline.sources import Blob, Member, ObjectRef, Provenance, Series
 from lumid.pipeline.sources.folder import FolderSource, pydicom_files
 

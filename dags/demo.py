@@ -16,7 +16,7 @@ from lumid.dags.build import build
 from lumid.dags.cluster import ClusterSettings
 from lumid.dags.pretrain import draw_reconstruction, has_torch, run_pretraining
 from lumid.dags.progress import BuildProgress
-from lumid.pipeline.recipe import load_recipe
+from lumid.pipeline.recipe_files import load_recipe
 
 BY_MODALITY = (
     "SELECT modality, count(*) AS samples, count(DISTINCT patient) AS patients, any_value(intensity_unit) AS unit, "

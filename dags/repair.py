@@ -34,7 +34,8 @@ from lumid.dags.planning import plan_again
 from lumid.dags.progress import BuildProgress
 from lumid.dags.versions import PIXEL_LIBRARIES, versions
 from lumid.pipeline.parts import LOCK_ROW, UNFETCHED, PartFiles, read_account, read_rejects
-from lumid.pipeline.recipe import Recipe, parse_portable
+from lumid.pipeline.recipe import Recipe
+from lumid.pipeline.recipe_files import parse_portable
 
 NEEDED = ("catalog_", "lock_", "manifest_", "recipe_hash", "row_mismatch")
 """How the codes of findings begin that are about what a repair goes by: the catalog, the lock and dataset.json."""

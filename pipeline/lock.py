@@ -11,7 +11,8 @@ import pyarrow.parquet as pq
 from lumid.catalog.errors import RecipeError
 from lumid.catalog.layout import storage_errors, write_table
 from lumid.catalog.lock import LOCK, lock_hash
-from lumid.pipeline.recipe import Recipe, parse_portable
+from lumid.pipeline.recipe import Recipe
+from lumid.pipeline.recipe_files import parse_portable
 from lumid.pipeline.sources import Provenance, Series
 
 __all__ = ["LOCK", "lock_hash", "lock_table", "read_lock", "series_of", "write_lock"]

@@ -21,7 +21,7 @@ from lumid.pipeline.batches import make_batches
 from lumid.pipeline.decode import quiet_libraries
 from lumid.pipeline.ingest import ingest
 from lumid.pipeline.normalize import PROFILE_BITS
-from lumid.pipeline.recipe import make_recipe
+from lumid.pipeline.recipe_files import make_recipe
 from lumid.pipeline.samples import Sample
 from lumid.pipeline.scan import group_series, scan
 from lumid.pipeline.sources import open_listed

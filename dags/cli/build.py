@@ -78,7 +78,7 @@ def build(
     from lumid.dags.build import build as run
     from lumid.dags.cluster import ClusterSettings
     from lumid.dags.progress import BuildProgress
-    from lumid.pipeline.recipe import with_overrides
+    from lumid.pipeline.recipe_files import with_overrides
 
     chosen, pinned = _chosen(recipe, source, collection, license, doi, lock, sample, max_gb, only or [])
     chosen = with_overrides(chosen, cache=cache, offline=offline)
@@ -103,7 +103,7 @@ def _chosen(
 ) -> tuple[Recipe, pa.Table | None]:  # fmt: skip
     """The recipe with the command line's changes, and the lock's rows where one is given."""
     from lumid.pipeline.lock import read_lock
-    from lumid.pipeline.recipe import parse_fraction, with_overrides
+    from lumid.pipeline.recipe_files import parse_fraction, with_overrides
 
     if lock is not None and name is None and source is None:
         if sample or max_gb or only:
@@ -121,7 +121,7 @@ def _chosen(
 
 
 def _recipe(name: str | None, source: Path | None, collection: str, license: str | None, doi: str | None) -> Recipe:
-    from lumid.pipeline.recipe import load_recipe, make_recipe
+    from lumid.pipeline.recipe_files import load_recipe, make_recipe
 
     if (name is None) == (source is None):
         raise UsageError(

@@ -95,7 +95,7 @@ def _repair_recipe(
 ) -> Recipe:
     from lumid.catalog.layout import read_manifest
     from lumid.dags.repair import recipe_of
-    from lumid.pipeline.recipe import load_recipe, with_overrides
+    from lumid.pipeline.recipe_files import load_recipe, with_overrides
 
     chosen = load_recipe(recipe) if recipe else recipe_of(read_manifest(dataset), source)
     return with_overrides(chosen, cache=cache, offline=offline)

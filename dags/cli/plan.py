@@ -70,7 +70,7 @@ def plan(
     """
     from lumid.pipeline.lock import lock_hash, write_lock
     from lumid.pipeline.plan import plan as make
-    from lumid.pipeline.recipe import load_recipe, parse_fraction, with_overrides
+    from lumid.pipeline.recipe_files import load_recipe, parse_fraction, with_overrides
 
     share = None if sample is None else parse_fraction(sample)
     chosen = with_overrides(load_recipe(recipe), sample=share, max_gb=max_gb, collections=collection or ())

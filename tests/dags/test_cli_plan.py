@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from lumid.pipeline.lock import lock_hash, read_lock
-from lumid.pipeline.recipe import load_recipe, with_overrides
+from lumid.pipeline.recipe_files import load_recipe, with_overrides
 
 SMALL = """
 name = "small"

@@ -22,7 +22,8 @@ from lumid.dags.cli.app import app
 from lumid.dags.cluster import ClusterSettings
 from lumid.dags.progress import BuildProgress
 from lumid.dags.repair import Repaired, recipe_of, repair
-from lumid.pipeline.recipe import Recipe, SelectSettings, ShardSettings, make_recipe
+from lumid.pipeline.recipe import Recipe, SelectSettings, ShardSettings
+from lumid.pipeline.recipe_files import make_recipe
 from tests.dicom import as_bytes, gradient, image
 
 Mend = Callable[[Path, Recipe], Repaired]

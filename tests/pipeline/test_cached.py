@@ -37,16 +37,8 @@ from lumid.dags.cluster import ClusterSettings
 from lumid.dags.progress import BuildProgress
 from lumid.pipeline.lock import LOCK
 from lumid.pipeline.rawcache import check_cache, folder_of, marker_of, open_cache, read_marker
-from lumid.pipeline.recipe import (
-    FetchSettings,
-    FolderSettings,
-    IdcSettings,
-    PydicomSettings,
-    Recipe,
-    TciaSettings,
-    parse_recipe,
-    with_overrides,
-)
+from lumid.pipeline.recipe import FetchSettings, FolderSettings, IdcSettings, PydicomSettings, Recipe, TciaSettings
+from lumid.pipeline.recipe_files import parse_recipe, with_overrides
 from lumid.pipeline.reject import Reject
 from lumid.pipeline.sources import Blob, ObjectRef, Provenance, Series, open_source
 from lumid.pipeline.sources.cached import CachedSource, WriteBehind, behind_cache

@@ -23,7 +23,7 @@ from lumid.pipeline.decode import FrameHeader, quiet_libraries
 from lumid.pipeline.geometry import Arranged, Geometry, Placed, arrange, geometry
 from lumid.pipeline.ingest import BatchResult, ingest
 from lumid.pipeline.parts import PartFiles, write_part
-from lumid.pipeline.recipe import make_recipe
+from lumid.pipeline.recipe_files import make_recipe
 from lumid.pipeline.scan import group_series, scan
 from lumid.pipeline.sources import open_listed
 from tests.dicom import SHARED, as_bytes, gradient, image

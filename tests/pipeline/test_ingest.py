@@ -24,7 +24,8 @@ from lumid.pipeline.pack import (
     write_catalog_chunk,
 )
 from lumid.pipeline.parts import PartFiles, write_part
-from lumid.pipeline.recipe import PixelSettings, Recipe, SelectSettings, SplitSettings, make_recipe
+from lumid.pipeline.recipe import PixelSettings, Recipe, SelectSettings, SplitSettings
+from lumid.pipeline.recipe_files import make_recipe
 from lumid.pipeline.reject import Reject
 from lumid.pipeline.sample import cap_listed
 from lumid.pipeline.samples import assign_split

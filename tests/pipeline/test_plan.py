@@ -24,10 +24,8 @@ from lumid.pipeline.recipe import (
     PydicomSettings,
     Recipe,
     SampleSettings,
-    load_recipe,
-    parse_fraction,
-    with_overrides,
 )
+from lumid.pipeline.recipe_files import load_recipe, parse_fraction, with_overrides
 from tests.dicom import TEST_FILES
 
 LUMID = Recipe(name="whole", sources=(IdcSettings(idc_version=25),))

@@ -8,15 +8,8 @@ import pytest
 
 from lumid.catalog.collections import collections, of_source
 from lumid.catalog.errors import RecipeError
-from lumid.pipeline.recipe import (
-    FetchSettings,
-    load_recipe,
-    make_keyer,
-    make_recipe,
-    parse_portable,
-    parse_recipe,
-    shipped_recipes,
-)
+from lumid.pipeline.recipe import FetchSettings, make_keyer
+from lumid.pipeline.recipe_files import load_recipe, make_recipe, parse_portable, parse_recipe, shipped_recipes
 
 BASE = Path()
 MINIMAL = 'name = "mine"\n[[sources]]\nkind = "pydicom"\n'
