@@ -27,8 +27,7 @@ from lumid.pipeline.decode import FrameHeader, Limits, decode_frames, image_size
 from lumid.pipeline.deidentify import modality_of
 from lumid.pipeline.encode import resize
 from lumid.pipeline.normalize import normalize, uses_series_range
-from lumid.pipeline.normalize.intensity import robust_range
-from lumid.pipeline.normalize.mr import frame_histogram
+from lumid.pipeline.normalize.intensity import frame_histogram, robust_range
 from lumid.pipeline.recipe import SelectSettings
 from lumid.pipeline.reject import Reject
 from lumid.pipeline.select import is_image
