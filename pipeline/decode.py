@@ -10,7 +10,7 @@ import logging
 import math
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, Literal
 
@@ -338,6 +338,11 @@ class FrameHeader:
 
     dataset: Dataset
     frame: int
+    known: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
+
+    def at(self, frame: int) -> FrameHeader:
+        """Another frame's, which shares what has been read of the data set itself."""
+        return FrameHeader(self.dataset, frame, self.known)
 
     def get(self, keyword: str, macro: str | None = None) -> Any:
         """The value of a keyword, inside a functional group macro where the object has them (PS3.3 C.7.6.16)."""
@@ -351,17 +356,21 @@ class FrameHeader:
                             return value
                 except Exception:
                     continue
+        if keyword in self.known:
+            return self.known[keyword]
         try:
-            return value_of(self.dataset, keyword)
+            value = value_of(self.dataset, keyword)
         except Exception:  # a value that does not parse counts as absent
-            return None
+            value = None
+        self.known[keyword] = value
+        return value
 
     def _groups(self) -> Iterator[Dataset]:
         try:
-            per_frame = value_of(self.dataset, "PerFrameFunctionalGroupsSequence")
+            per_frame = self.get("PerFrameFunctionalGroupsSequence")
             if per_frame and self.frame < len(per_frame):
                 yield per_frame[self.frame]
-            shared = value_of(self.dataset, "SharedFunctionalGroupsSequence")
+            shared = self.get("SharedFunctionalGroupsSequence")
             if shared:
                 yield shared[0]
         except Exception:

@@ -14,9 +14,6 @@ from lumid.catalog.errors import AccountingError
 from lumid.catalog.keys import Keyer
 from lumid.catalog.schema import MODALITIES, RejectRow
 from lumid.pipeline.batches import Batch
-from lumid.pipeline.decode import (
-    FrameHeader,
-)
 from lumid.pipeline.geometry import arrange
 from lumid.pipeline.normalize import uses_series_range
 from lumid.pipeline.normalize.intensity import Histogram, Range, robust_range
@@ -131,7 +128,7 @@ def _ingest_series(
             frames = claimed.get(blob.ref.source_id, blob.objects)
             _reject_object(blob.ref, opened, series, account, frames=frames)
             continue
-        relative = uses_series_range(FrameHeader(opened.dataset, 0), opened.acquired.modality)
+        relative = uses_series_range(opened.header, opened.acquired.modality)
         if not relative and not choosy:
             if _finish_object(opened, None, NOTHING, series, recipe, keyer, account):
                 seen.add(opened.identity.instance_uid)
@@ -189,7 +186,7 @@ def _finish_held(
         if opened.identity.instance_uid in finished:  # copies of what has no range have waited too
             _reject_object(opened.ref, Reject("select", "duplicate_instance"), series, account, opened=opened)
             return
-        relative = uses_series_range(FrameHeader(opened.dataset, 0), opened.acquired.modality)
+        relative = uses_series_range(opened.header, opened.acquired.modality)
         span = ranges.get(opened.acquired.modality) if relative else None
         if _finish_object(opened, span, left, series, recipe, keyer, account):
             finished.add(opened.identity.instance_uid)

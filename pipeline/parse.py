@@ -25,6 +25,7 @@ from pydicom.uid import (
 
 from lumid.pipeline.elements import tag_of, value_of
 from lumid.pipeline.reject import Reject
+from lumid.pipeline.walk import plain_header
 
 UNDEFINED_LENGTH = 0xFFFFFFFF
 MAX_INFLATED_BYTES = 1 << 30
@@ -78,23 +79,24 @@ def parse(data: bytes, *, header_only: bool = False) -> FileDataset | Reject:
         return Reject("read", "not_dicom")
     try:
         deflated = DEFLATED_ELEMENT in data[:2048]
-        stream = _inflate(data) if deflated else io.BytesIO(data)
-        if isinstance(stream, Reject):
-            return stream
-        dataset = pydicom.dcmread(stream, force=True, stop_before_pixels=True)
-        whole = stream.getbuffer() if deflated else memoryview(data)
+        if deflated:
+            inflated = _inflate(data)
+            if isinstance(inflated, Reject):
+                return inflated
+            data = inflated
+        dataset, at = plain_header(data) or _any_header(data)
+        whole = memoryview(data)
         if deflated:
             dataset.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
-        pixels = _pixel_element(dataset, whole, stream.tell())
+        pixels = _pixel_element(dataset, whole, at)
         # elements are parsed on access: touch the ones that later stages rely on while failures are expected
         ends_early = pixels is None and (len(dataset) == 0 or _ends_early(dataset, whole))
-        media = str(getattr(dataset.file_meta, "MediaStorageSOPClassUID", ""))
-        sop_class = str(dataset.get("SOPClassUID", ""))
+        media, sop_class = value_of(dataset.file_meta, "MediaStorageSOPClassUID"), value_of(dataset, "SOPClassUID")
     except EOFError:
         return Reject("read", "truncated")
     except Exception as error:  # whatever a hostile header provokes in a parser
         return Reject("read", "broken_header", type(error).__name__)
-    if DICOMDIR_CLASS in (media, sop_class) or "DirectoryRecordSequence" in dataset:
+    if DICOMDIR_CLASS in (media, sop_class) or tag_of("DirectoryRecordSequence") in dataset:
         return Reject("read", "dicomdir")
     if ends_early:
         return Reject("read", "truncated")
@@ -103,7 +105,14 @@ def parse(data: bytes, *, header_only: bool = False) -> FileDataset | Reject:
     return dataset
 
 
-def _inflate(data: bytes) -> io.BytesIO | Reject:
+def _any_header(data: bytes) -> tuple[FileDataset, int]:
+    """The data set before its pixel data as pydicom reads it, and where it stopped."""
+    stream = io.BytesIO(data)
+    dataset = pydicom.dcmread(stream, force=True, stop_before_pixels=True)
+    return dataset, stream.tell()
+
+
+def _inflate(data: bytes) -> bytes | Reject:
     """A deflated file as the explicit little-endian one that it was made from (PS3.5 A.5), within limits.
 
     A deflated file of some megabytes can grow a thousandfold. The stream begins after the file meta information, which
@@ -125,8 +134,7 @@ def _inflate(data: bytes) -> io.BytesIO | Reject:
     inflated.write(data[:start].replace(DEFLATED_ELEMENT, INFLATED_ELEMENT, 1))
     for piece, _ in _inflated(data, start):
         inflated.write(piece)
-    inflated.seek(0)
-    return inflated
+    return inflated.getvalue()
 
 
 def _inflated(data: bytes, start: int) -> Iterator[tuple[bytes, bool]]:
@@ -213,7 +221,7 @@ def pixel_element(dataset: Dataset) -> str | None:
 def transfer_syntax(dataset: Dataset) -> UID | None:
     """The transfer syntax: the stated one, or the one that parsing found for a file without meta information."""
     meta = getattr(dataset, "file_meta", None)
-    stated = meta.get("TransferSyntaxUID") if meta is not None else None
+    stated = value_of(meta, "TransferSyntaxUID") if meta is not None else None
     if stated:
         return UID(str(stated))
     if dataset.original_encoding == (None, None):

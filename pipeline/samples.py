@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
-from pydicom import FileDataset
+from pydicom import Dataset, FileDataset
 
 from lumid.catalog.keys import Keyer
 from lumid.catalog.schema import LABELS, CatalogRow
@@ -47,13 +47,18 @@ class Opened:
     """A DICOM object that holds an image the recipe takes."""
 
     ref: ObjectRef
-    dataset: FileDataset = field(repr=False)
+    header: FrameHeader = field(repr=False)
     size: ImageSize
     identity: Identity = field(repr=False)
     acquired: Acquisition
     burned_in_text: str
     labels: tuple[str, ...] | None
     split: str | None
+
+    @property
+    def dataset(self) -> Dataset:
+        """The object's data set."""
+        return self.header.dataset
 
     @property
     def stored_bytes(self) -> int:
@@ -82,7 +87,7 @@ def places_of(opened: Opened, keyer: Keyer) -> dict[tuple[str, int], Place]:
 
 
 def _place(opened: Opened, frame: int, key: str) -> Place:
-    header = FrameHeader(opened.dataset, frame)
+    header = opened.header.at(frame)
     position = geometry(header, opened.acquired.modality).slice_position
     return place(position, header.number("InstanceNumber"), frame, key)
 
@@ -132,7 +137,7 @@ def _open(blob: Blob, provenance: Provenance, recipe: Recipe, keyer: Keyer) -> O
         policy=recipe.deid.policy,
         source_id=blob.ref.source_id,
     )
-    return Opened(blob.ref, dataset, size, identity, acquired, text, blob.labels, blob.split)
+    return Opened(blob.ref, header, size, identity, acquired, text, blob.labels, blob.split)
 
 
 def object_histograms(opened: Opened) -> list[Histogram] | Reject:
@@ -144,7 +149,7 @@ def object_histograms(opened: Opened) -> list[Histogram] | Reject:
                 if frame == 0:
                     return stored
                 continue
-            found.append(frame_histogram(stored, FrameHeader(opened.dataset, frame)))
+            found.append(frame_histogram(stored, opened.header.at(frame)))
     except Exception as error:
         return internal_error("normalize", error)
     return found
@@ -171,7 +176,7 @@ def _frame_sample(
     opened: Opened, frame: int, stored: Stored, span: Range | None, series: Series, recipe: Recipe, keyer: Keyer
 ) -> Sample | Reject:
     """One decoded frame through the rest of the stages."""
-    header = FrameHeader(opened.dataset, frame)
+    header = opened.header.at(frame)
     intensities = normalize(stored, header, opened.acquired.modality, span, recipe.pixels.profile)
     if isinstance(intensities, Reject):
         return intensities

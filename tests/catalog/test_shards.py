@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import tarfile
 from pathlib import Path
@@ -16,6 +17,16 @@ from lumid.catalog.layout import read_manifest
 from lumid.catalog.query import read_catalog
 from lumid.catalog.schema import SAMPLE_FIELDS
 from lumid.catalog.shards import END_OF_TAR, member, read_range, read_samples
+
+
+@given(st.text("0123456789abcdef.jhcpng_-", min_size=1, max_size=100), st.binary(max_size=1500))
+def test_a_member_is_what_tarfile_writes(name: str, content: bytes) -> None:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT) as archive:
+        info = tarfile.TarInfo(name)
+        info.size, info.mode = len(content), 0o644
+        archive.addfile(info, io.BytesIO(content))
+        assert member(name, content) == buffer.getvalue()
 
 
 @given(st.lists(st.binary(max_size=2000), max_size=5))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import math
+from fractions import Fraction
 
 import numpy as np
 import numpy.typing as npt
@@ -33,6 +35,29 @@ def test_every_pixel_is_the_mean_of_its_area(shape: tuple[int, int], size: int) 
     assert min(found.shape) == max(1, round(min(shape) * max(found.shape) / max(shape)))
     expected = shares(shape[0], found.shape[0]) @ pixels @ shares(shape[1], found.shape[1]).T
     np.testing.assert_allclose(found, expected, atol=0.53)  # sums are of 32 bits
+
+
+@pytest.mark.parametrize("shape", [(1955, 1841), (1024, 1025), (2500, 640), (1100, 1000, 3)])
+def test_a_large_image_is_summed_exactly(shape: tuple[int, ...]) -> None:
+    rng = np.random.default_rng(1)
+    pixels = rng.integers(0, 65536 if len(shape) == 2 else 256, shape).astype(
+        np.uint16 if len(shape) == 2 else np.uint8
+    )
+    found = resize(pixels, 256)
+    assert found.dtype == pixels.dtype
+    assert found.flags.c_contiguous
+    height, width = found.shape[:2]
+    for row, column in rng.integers(0, (height, width), (60, 2)):
+        # in fractions: from row × rows / height to (row + 1) × rows / height, and the same across
+        down, across = Fraction(shape[0], height), Fraction(shape[1], width)
+        total = np.zeros(shape[2:], dtype=object)
+        for y in range(int(row * down), math.ceil((row + 1) * down)):
+            tall = min(y + 1, (row + 1) * down) - max(y, row * down)
+            for x in range(int(column * across), math.ceil((column + 1) * across)):
+                wide = min(x + 1, (column + 1) * across) - max(x, column * across)
+                total = total + pixels[y, x].astype(object) * tall * wide
+        expected = [round(value / (down * across)) for value in np.atleast_1d(total)]
+        assert np.atleast_1d(found[row, column]).tolist() == expected
 
 
 @given(rows=st.integers(1, 90), columns=st.integers(1, 90), size=st.one_of(st.integers(16, 128), st.just("native")))
