@@ -9,9 +9,10 @@ from __future__ import annotations
 import logging
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import repeat
 from typing import Any, Literal
 
 import numpy as np
@@ -174,11 +175,11 @@ def _encoded(dataset: Dataset, data: memoryview, syntax: UID, frames: int) -> En
     return encoded_frames(data, frames, one_fragment=syntax == RLELossless, extended=extended)
 
 
-def decode_frames(dataset: Dataset, size: ImageSize) -> Iterator[Stored | Reject]:
+def decode_frames(dataset: Dataset, size: ImageSize, wanted: Sequence[int] | None = None) -> Iterator[Stored | Reject]:
     """The frames one after another, each ``[rows, columns]`` stored values or ``[rows, columns, 3]`` RGB.
 
-    One outcome for every frame that is claimed: a frame that cannot be decoded is a reject, and the next one follows.
-    No more than one frame is held besides the object itself. Colour models are converted to RGB (palette is not: see
+    One outcome for every frame that is claimed, or for each of those ``wanted``, in that order: a frame that cannot be
+    decoded is a reject, and the next one follows. No more than one frame is held besides the object itself. Colour models are converted to RGB (palette is not: see
     ``normalize.colour``). Reasons: ``decode_failed``, ``missing_tag``, ``unsupported_format``, ``wrong_length``,
     ``truncated``, ``no_pixel_data``.
     """
@@ -186,8 +187,9 @@ def decode_frames(dataset: Dataset, size: ImageSize) -> Iterator[Stored | Reject
     assert syntax is not None, "image_size() has checked it"
     assert data is not None, "image_size() has checked it"
     form = pixel_format(dataset, syntax)
+    frames = range(size.frames) if wanted is None else wanted
     if isinstance(form, Reject):
-        yield form
+        yield from repeat(form, len(frames))
         return
     if syntax in NATIVE:
         words = dataset.get_item(pixel_element(dataset) or "").VR == "OW"
@@ -196,10 +198,10 @@ def decode_frames(dataset: Dataset, size: ImageSize) -> Iterator[Stored | Reject
     else:
         found = _encoded(dataset, data, syntax, size.frames)
         if isinstance(found, Reject):
-            yield found
+            yield from repeat(found, len(frames))
             return
         encoded, words, there = found, False, len(found.frames)
-    for index in range(size.frames):
+    for index in frames:
         if index >= there:
             yield Reject("decode", "truncated" if size.cut else "wrong_length", f"frame {index + 1} is not there")
             continue
