@@ -369,6 +369,16 @@ class FrameHeader:
         except Exception:
             return
 
+    def items(self, sequence: str) -> list[FrameHeader]:
+        """The items of a sequence: of the frame's own functional groups, else of the shared ones, else of the data set."""
+        for holder in (*self._groups(), self.dataset):
+            try:
+                if found := value_of(holder, sequence):
+                    return [FrameHeader(item, 0) for item in found]
+            except Exception:  # a sequence that does not parse counts as absent
+                continue
+        return []
+
     def number(self, keyword: str, macro: str | None = None) -> float | None:
         """A finite number, or None."""
         values = self.numbers(keyword, macro)
