@@ -17,6 +17,7 @@ from lumid.catalog.cite import CollectionUse, collections_in, non_commercial_lin
 from lumid.catalog.histogram import Histogram, histograms, number, percent
 from lumid.catalog.layout import Layout, Manifest, Shard, read_manifest, storage_errors, write_text
 from lumid.catalog.query import ask, connect, text
+from lumid.catalog.report_quality import QualityView, quality_view
 from lumid.catalog.schema import REASONS
 from lumid.catalog.show import RGB, ImageRow, choose_rows, read_images, thumbnail
 
@@ -115,6 +116,7 @@ class Report:
     leaking_patients: int
     intensities: tuple[Intensity, ...]
     histograms: tuple[Histogram, ...]
+    quality: QualityView
     shards: tuple[Shard, ...]
     more_shards: int
     recipe: str
@@ -188,6 +190,7 @@ def gather(root: Path, manifest: Manifest) -> Report:
             ),
             intensities=tuple(_intensities(connection)),
             histograms=tuple(histograms(connection, totals["samples"])),
+            quality=quality_view(connection),
             shards=manifest.shards[:SHOWN_SHARDS],
             more_shards=max(0, len(manifest.shards) - SHOWN_SHARDS),
             recipe=json.dumps(manifest.recipe, indent=2, ensure_ascii=False),

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, Literal
@@ -92,14 +92,21 @@ class ImageSize:
     """The shape that a header claims, checked against the limits and the bytes at hand.
 
     ``frames`` are those that are claimed; of an object that was cut, only the first may be there. ``cut``: the file
-    ends inside its pixel data.
+    ends inside its pixel data. ``encoded``: where the frames are, in a compressed syntax.
     """
 
     rows: int
     columns: int
-    samples: int
     frames: int
+    syntax: UID
+    form: PixelFormat
+    encoded: EncodedFrames | None = field(default=None, repr=False)
     cut: bool = False
+
+    @property
+    def samples(self) -> int:
+        """Samples a pixel: 1, or 3 of colour."""
+        return self.form.samples
 
 
 def image_size(dataset: Dataset, limits: Limits) -> ImageSize | Reject:
@@ -134,13 +141,13 @@ def image_size(dataset: Dataset, limits: Limits) -> ImageSize | Reject:
     if syntax in NATIVE:
         if has_undefined_length(dataset) or is_encapsulated(data):
             return Reject("decode", "decode_failed", "encapsulated pixel data in an uncompressed syntax")
-        return _check_native(form, ImageSize(rows, columns, form.samples, frames, cut), len(data))
+        return _check_native(ImageSize(rows, columns, frames, syntax, form, cut=cut), len(data))
     encoded = _encoded(dataset, data, syntax, frames)
     if isinstance(encoded, Reject):
         return encoded
     if not encoded.frames:
         return Reject("decode", "truncated" if encoded.cut else "no_pixel_data", "no frames")
-    return ImageSize(rows, columns, form.samples, frames, encoded.cut)
+    return ImageSize(rows, columns, frames, syntax, form, encoded, encoded.cut)
 
 
 def _is_filled(dataset: Dataset, keyword: str) -> bool:
@@ -150,11 +157,12 @@ def _is_filled(dataset: Dataset, keyword: str) -> bool:
         return True
 
 
-def _check_native(form: PixelFormat, size: ImageSize, length: int) -> ImageSize | Reject:
+def _check_native(size: ImageSize, length: int) -> ImageSize | Reject:
     """At least one frame must be whole, and the length not one of another depth or colour model.
 
     A frame or padding more than is claimed does no harm; twice as much is what a wrong depth looks like.
     """
+    form = size.form
     if form.photometric.endswith("_422") and size.columns % 2:
         return Reject("decode", "wrong_length", "an odd number of columns of which every two share their colour")
     if form.photometric == "YBR_PARTIAL_420":
@@ -174,49 +182,37 @@ def _encoded(dataset: Dataset, data: memoryview, syntax: UID, frames: int) -> En
     return encoded_frames(data, frames, one_fragment=syntax == RLELossless, extended=extended)
 
 
-def decode_frames(dataset: Dataset, size: ImageSize) -> Iterator[Stored | Reject]:
+def decode_frames(dataset: Dataset, size: ImageSize, wanted: Sequence[int] | None = None) -> Iterator[Stored | Reject]:
     """The frames one after another, each ``[rows, columns]`` stored values or ``[rows, columns, 3]`` RGB.
 
-    One outcome for every frame that is claimed: a frame that cannot be decoded is a reject, and the next one follows.
-    No more than one frame is held besides the object itself. Colour models are converted to RGB (palette is not: see
-    ``normalize.colour``). Reasons: ``decode_failed``, ``missing_tag``, ``unsupported_format``, ``wrong_length``,
-    ``truncated``, ``no_pixel_data``.
+    One outcome for every frame that is claimed, or for each of those ``wanted``, in that order: a frame that cannot be
+    decoded is a reject, and the next one follows. No more than one frame is held besides the object itself. Colour
+    models are converted to RGB (palette is not: see ``normalize.colour``). Reasons: ``decode_failed``, ``missing_tag``,
+    ``unsupported_format``, ``wrong_length``, ``truncated``, ``no_pixel_data``.
     """
-    syntax, data = transfer_syntax(dataset), pixel_bytes(dataset)
-    assert syntax is not None, "image_size() has checked it"
+    data, form, encoded = pixel_bytes(dataset), size.form, size.encoded
     assert data is not None, "image_size() has checked it"
-    form = pixel_format(dataset, syntax)
-    if isinstance(form, Reject):
-        yield form
-        return
-    if syntax in NATIVE:
-        words = dataset.get_item(pixel_element(dataset) or "").VR == "OW"
-        there = whole_frames(len(data), form, size.rows, size.columns)
-        encoded = None
-    else:
-        found = _encoded(dataset, data, syntax, size.frames)
-        if isinstance(found, Reject):
-            yield found
-            return
-        encoded, words, there = found, False, len(found.frames)
-    for index in range(size.frames):
+    words = dataset.get_item(pixel_element(dataset) or "").VR == "OW"
+    there = len(encoded.frames) if encoded else whole_frames(len(data), form, size.rows, size.columns)
+    for index in range(size.frames) if wanted is None else wanted:
         if index >= there:
             yield Reject("decode", "truncated" if size.cut else "wrong_length", f"frame {index + 1} is not there")
             continue
         try:
             if encoded is None:
-                pixels = native_frame(data, index, form, size.rows, size.columns, syntax, words=words)
+                pixels = native_frame(data, index, form, size.rows, size.columns, size.syntax, words=words)
                 yield _finished(pixels, form, pixels.dtype.itemsize * 8)
             else:
-                yield _decode_encoded(encoded.frame(index), form, size, syntax)
+                yield _decode_encoded(encoded.frame(index), size)
         except MemoryError:
             yield Reject("decode", "absurd_size", "out of memory")
         except Exception as error:
             yield Reject("decode", "decode_failed", type(error).__name__)
 
 
-def _decode_encoded(data: bytes, form: PixelFormat, size: ImageSize, syntax: UID) -> Stored | Reject:
+def _decode_encoded(data: bytes, size: ImageSize) -> Stored | Reject:
     """One encoded frame, held against the header before and after it is decoded."""
+    form, syntax = size.form, size.syntax
     if not data:
         return Reject("decode", "no_pixel_data", "an empty frame")
     if syntax == RLELossless:
@@ -375,6 +371,16 @@ class FrameHeader:
                 yield shared[0]
         except Exception:
             return
+
+    def items(self, sequence: str) -> list[FrameHeader]:
+        """The items of a sequence: of the frame's own functional groups, else of the shared ones, else of the data set."""
+        for holder in (*self._groups(), self.dataset):
+            try:
+                if found := value_of(holder, sequence):
+                    return [FrameHeader(item, 0) for item in found]
+            except Exception:  # a sequence that does not parse counts as absent
+                continue
+        return []
 
     def number(self, keyword: str, macro: str | None = None) -> float | None:
         """A finite number, or None."""

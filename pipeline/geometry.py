@@ -12,7 +12,6 @@ import numpy.typing as npt
 
 from lumid.pipeline.decode import FrameHeader
 
-Vector = npt.NDArray[np.float64]
 PROJECTIONS = frozenset({"CR", "DX", "MG", "XA", "RF"})
 PICTURES = frozenset({"SC", "OT"})
 SPACING_KINDS = ("patient", "calibrated", "detector", "nominal", "unstated")
@@ -98,21 +97,42 @@ def plane_of(orientation: list[float]) -> str | None:
     return name if longest >= math.cos(math.radians(OBLIQUE_DEGREES)) else "oblique"
 
 
+def stacks(slices: Sequence[Placed | None]) -> list[tuple[list[int], npt.NDArray[np.int64]]]:
+    """The order of the slices in a series: its stacks one after another, each along its normal.
+
+    A stack is the indices of its slices, from the lowest position to the highest, and for each of them its level,
+    ``int64``: the rank of its position among the different ones. Slices whose normals are within 1° are one stack, and
+    positions within 0.01 mm one level. The stacks are in the order of their normals. Slices without a position are in
+    none. Which slices are on which level of which stack does not depend on the order in which they are given.
+    """
+    placed = [(one.normal, one.position, number) for number, one in enumerate(slices) if one is not None]
+    directions: list[tuple[float, float, float]] = []
+    of: dict[tuple[float, float, float], int] = {}
+    for normal in sorted({normal for normal, _, _ in placed}):
+        near = np.array(directions).reshape(-1, 3) @ normal > math.cos(math.radians(SAME_DIRECTION_DEGREES))
+        of[normal] = int(near.argmax()) if near.any() else len(directions)
+        if not near.any():
+            directions.append(normal)
+    members: list[list[tuple[float, int]]] = [[] for _ in directions]
+    for normal, position, number in placed:
+        members[of[normal]].append((position, number))
+    found = []
+    for stack in map(sorted, members):
+        steps = np.diff([position for position, _ in stack]) > SAME_POSITION_MM
+        found.append(([number for _, number in stack], np.concatenate([[0], np.cumsum(steps)]).astype(np.int64)))
+    return found
+
+
 def arrange(slices: Sequence[Placed | None]) -> list[Arranged]:
     """The place of every slice among all of its series; nothing for those that have no position.
 
-    Slices whose normals are within 1° belong together, and positions within 0.01 mm are one. The result does not depend
-    on the order in which slices are given.
+    ``index`` counts the levels of :func:`stacks` from the first stack to the last. The result does not depend on the
+    order in which slices are given.
     """
-    stacks: dict[tuple[float, float, float], list[int]] = {}
-    for normal, number in sorted((one.normal, number) for number, one in enumerate(slices) if one is not None):
-        near = (other for other in stacks if np.dot(other, normal) > np.cos(np.radians(SAME_DIRECTION_DEGREES)))
-        stacks.setdefault(next(near, normal), []).append(number)
     places = [Arranged()] * len(slices)
     first = 0
-    for members in stacks.values():
+    for members, levels in stacks(slices):
         positions = np.array([one.position for number in members if (one := slices[number]) is not None])
-        levels = _levels(positions)
         count = int(levels.max()) + 1
         repeats = np.bincount(levels, minlength=count)
         centers = np.bincount(levels, positions, minlength=count) / repeats
@@ -129,14 +149,6 @@ def arrange(slices: Sequence[Placed | None]) -> list[Arranged]:
             )
         first += count
     return places
-
-
-def _levels(positions: Vector) -> npt.NDArray[np.int64]:
-    """For every position its rank among the different ones, ``int64`` of the same shape."""
-    order = np.argsort(positions, kind="stable")
-    levels = np.empty(positions.size, np.int64)
-    levels[order] = np.concatenate([[0], np.cumsum(np.diff(positions[order]) > SAME_POSITION_MM)])
-    return levels
 
 
 def _normal(orientation: list[float]) -> tuple[float, float, float] | None:

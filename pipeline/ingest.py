@@ -7,7 +7,7 @@ which of its slices are taken, where they lie among each other, and which repeat
 from __future__ import annotations
 
 from collections import Counter, defaultdict, deque
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 from lumid.catalog.errors import AccountingError
@@ -20,7 +20,7 @@ from lumid.pipeline.normalize.intensity import Histogram, Range, robust_range
 from lumid.pipeline.recipe import Recipe, SelectSettings
 from lumid.pipeline.reject import Reject
 from lumid.pipeline.samples import Opened, Sample, frame_outcomes, object_histograms, open_object, places_of
-from lumid.pipeline.series_select import Place, left_out, near_duplicates
+from lumid.pipeline.series_select import Place, in_order, left_out, near_duplicates
 from lumid.pipeline.sources import ObjectRef, Series, Source
 
 CACHE_BYTES = 256 << 20
@@ -203,13 +203,9 @@ def _finish_held(
 
 def _arranged(samples: list[Sample]) -> list[Sample]:
     """Samples with what can be said of them only once their whole series is known, in the order given."""
-    # an archive of many patients is read as one series, and its images name their own
-    by_series: dict[str, list[int]] = {}
-    for number, sample in enumerate(samples):
-        by_series.setdefault(sample.row.series, []).append(number)
     arranged = list(samples)
-    for numbers in by_series.values():
-        places = arrange([samples[number].placed for number in numbers])
+    for numbers in _by_series(samples):
+        places = arrange([samples[number].place.placed for number in numbers])
         for number, arranged_at in zip(numbers, places, strict=True):
             row = replace(
                 samples[number].row,
@@ -223,13 +219,24 @@ def _arranged(samples: list[Sample]) -> list[Sample]:
     return arranged
 
 
+def _by_series(samples: list[Sample]) -> Iterable[list[int]]:
+    """The samples of each series, as indices: an archive of many patients is read as one, and its images name their own."""
+    by_series: defaultdict[str, list[int]] = defaultdict(list)
+    for number, sample in enumerate(samples):
+        by_series[sample.row.series].append(number)
+    return by_series.values()
+
+
 def _tell_duplicates(series: Series, settings: SelectSettings, account: SeriesResult) -> None:
     """Mark the samples that nearly repeat another of their series, or make rejects of them."""
     if settings.near_duplicates == "keep":
         return
-    samples = sorted(account.samples, key=lambda sample: sample.place)
-    looks, groups = [sample.look for sample in samples], [sample.row.series for sample in samples]
-    found = near_duplicates(looks, groups, settings.near_duplicate_bits)
+    samples = list(account.samples)
+    found: dict[int, int] = {}
+    for numbers in _by_series(samples):
+        order = [numbers[at] for at in in_order([samples[number].place for number in numbers])]
+        repeats = near_duplicates([samples[number].look for number in order], settings.near_duplicate_bits)
+        found |= {order[one]: order[other] for one, other in repeats.items()}
     account.samples.clear()
     for number, sample in enumerate(samples):
         if number not in found:
@@ -247,32 +254,30 @@ def _finish_object(
     opened: Opened, span: Range | None, left: Mapping[tuple[str, int], str], series: Series, recipe: Recipe,
     keyer: Keyer, account: SeriesResult,
 ) -> bool:  # fmt: skip
-    """Every frame of an object becomes a sample or a reject; an object that cannot be decoded at all, one reject.
+    """Every frame of an object becomes a sample or a reject; an object none of whose frames can be decoded, one reject.
 
-    ``left``: frames of the series that are not taken, with the reason; an object of nothing else is not decoded.
+    ``left``: frames of the series that are not taken, with the reason; they are not decoded.
     Returns whether anything could be decoded: if not, another copy of the same instance may take its place.
     """
     uid, modality = opened.identity.instance_uid, opened.acquired.modality
     skipped = {frame: left[uid, frame] for frame in range(opened.size.frames) if (uid, frame) in left} if left else {}
-    done = 0
-    if len(skipped) < opened.size.frames:
-        for frame, outcome in enumerate(frame_outcomes(opened, span, skipped, series, recipe, keyer)):
-            if frame == 0 and isinstance(outcome, Reject) and outcome.stage == "decode":
-                _reject_object(opened.ref, outcome, series, account, opened=opened)
-                return False
-            done += 1
-            if isinstance(outcome, Sample):
-                account.samples.append(outcome)
-            elif outcome is not None:
-                account.rejects.append(_reject_row(opened.ref, outcome, series, frame, 1, modality))
-    else:
-        done = opened.size.frames
+    wanted = [frame for frame in range(opened.size.frames) if frame not in skipped]
+    refused: list[tuple[int, Reject]] = []
+    undecoded = 0
+    for frame, outcome in zip(wanted, frame_outcomes(opened, span, wanted, series, recipe, keyer), strict=True):
+        if isinstance(outcome, Sample):
+            account.samples.append(outcome)
+        else:
+            refused.append((frame, outcome))
+            undecoded += outcome.stage == "decode"
+    if wanted and undecoded == len(wanted):
+        _reject_object(opened.ref, refused[0][1], series, account, opened=opened)
+        return False
     account.planned += opened.size.frames
-    for code, frames in sorted(Counter(code for frame, code in skipped.items() if frame < done).items()):
+    for frame, reason in refused:
+        account.rejects.append(_reject_row(opened.ref, reason, series, frame, 1, modality))
+    for code, frames in sorted(Counter(skipped.values()).items()):
         account.rejects.append(_reject_row(opened.ref, Reject("select", code), series, None, frames, modality))
-    if missing := opened.size.frames - done:
-        last = Reject("decode", "decode_failed", "frames after the one that failed")
-        account.rejects.append(_reject_row(opened.ref, last, series, None, missing, modality))
     return True
 
 

@@ -6,7 +6,7 @@ them in order and reads as the diagram in the design does.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -24,11 +24,10 @@ from lumid.pipeline.decode import (
     image_size,
     parse,
     pixel_element,
-    transfer_syntax,
 )
 from lumid.pipeline.deidentify import Acquisition, Identity, acquisition, identify, policy_name, text_risk
 from lumid.pipeline.encode import Encoded, encode_image, resize
-from lumid.pipeline.geometry import Geometry, Placed, geometry
+from lumid.pipeline.geometry import Geometry, geometry
 from lumid.pipeline.normalize import normalize
 from lumid.pipeline.normalize.ct import MAX_HU
 from lumid.pipeline.normalize.intensity import Histogram, Intensities, Range, frame_histogram
@@ -36,7 +35,7 @@ from lumid.pipeline.quality import Quality, clipped_fraction, measure, perceptua
 from lumid.pipeline.recipe import Recipe, SplitSettings
 from lumid.pipeline.reject import Reject, internal_error
 from lumid.pipeline.select import background, is_image, select_frame, select_object, select_size, select_values
-from lumid.pipeline.series_select import Place, place
+from lumid.pipeline.series_select import Place
 from lumid.pipeline.sources import Blob, ObjectRef, Provenance, Series
 
 SNIFF_BYTES = 16 * 1024
@@ -69,13 +68,10 @@ class Opened:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """A finished sample: its catalog row, its encoded image, where it lies in space, if that is known, its place in the
-    series, and its perceptual hash.
-    """
+    """A finished sample: its catalog row, its encoded image, its place in the series, and its perceptual hash."""
 
     row: CatalogRow
     image: bytes = field(repr=False)
-    placed: Placed | None
     place: Place
     look: int
 
@@ -88,8 +84,8 @@ def places_of(opened: Opened, keyer: Keyer) -> dict[tuple[str, int], Place]:
 
 def _place(opened: Opened, frame: int, key: str) -> Place:
     header = opened.header.at(frame)
-    position = geometry(header, opened.acquired.modality).slice_position
-    return place(position, header.number("InstanceNumber"), frame, key)
+    placed = geometry(header, opened.acquired.modality).placed
+    return Place(placed, header.number("InstanceNumber"), frame, key)
 
 
 def _parsed(blob: Blob, data: bytes, kind: Kind | None, modality: str | None, limits: Limits) -> FileDataset | Reject:
@@ -141,28 +137,25 @@ def _open(blob: Blob, provenance: Provenance, recipe: Recipe, keyer: Keyer) -> O
 
 
 def object_histograms(opened: Opened) -> list[Histogram] | Reject:
-    """What each frame adds to the series' range; the reason when not even the first frame can be decoded."""
+    """What each frame adds to the series' range; the first frame's reason when none can be decoded."""
     found: list[Histogram] = []
+    refused: list[Reject] = []
     try:
         for frame, stored in enumerate(decode_frames(opened.dataset, opened.size)):
             if isinstance(stored, Reject):
-                if frame == 0:
-                    return stored
-                continue
-            found.append(frame_histogram(stored, opened.header.at(frame)))
+                refused.append(stored)
+            else:
+                found.append(frame_histogram(stored, opened.header.at(frame)))
     except Exception as error:
         return internal_error("normalize", error)
-    return found
+    return found or refused[0]
 
 
 def frame_outcomes(
-    opened: Opened, span: Range | None, skipped: Mapping[int, str], series: Series, recipe: Recipe, keyer: Keyer
-) -> Iterator[Sample | Reject | None]:
-    """What becomes of each frame in order; None for one that is skipped."""
-    for frame, stored in enumerate(decode_frames(opened.dataset, opened.size)):
-        if frame in skipped:
-            yield None
-            continue
+    opened: Opened, span: Range | None, wanted: Sequence[int], series: Series, recipe: Recipe, keyer: Keyer
+) -> Iterator[Sample | Reject]:
+    """What becomes of each of the frames that are wanted, in that order; no other is decoded."""
+    for frame, stored in zip(wanted, decode_frames(opened.dataset, opened.size, wanted), strict=True):
         if isinstance(stored, Reject):
             yield stored
             continue
@@ -193,8 +186,8 @@ def _frame_sample(
     kept = replace(intensities, pixels=resized)
     clipped = clipped_fraction(intensities.pixels, _top(intensities, span))
     row = _row(opened, frame, kept, quality, clipped, encoded, placed, series.provenance, recipe, keyer)
-    at = place(placed.slice_position, header.number("InstanceNumber"), frame, row.key)
-    return Sample(row, encoded.data, placed.placed, at, perceptual_hash(resized))
+    at = Place(placed.placed, header.number("InstanceNumber"), frame, row.key)
+    return Sample(row, encoded.data, at, perceptual_hash(resized))
 
 
 def _stored(value: float | None, intensities: Intensities) -> float | None:
@@ -217,7 +210,6 @@ def _row(
     identity, acquired = opened.identity, opened.acquired
     height, width = kept.pixels.shape[:2]
     scale_row, scale_column = opened.size.rows / height, opened.size.columns / width
-    syntax = transfer_syntax(opened.dataset)
     return CatalogRow(
         key=keyer.key(identity.instance_uid, frame),
         length=len(encoded.data),
@@ -254,7 +246,7 @@ def _row(
         pixel_spacing_column=_scaled(placed.spacing_column, scale_column),
         spacing_kind=placed.spacing_kind,
         slice_thickness=placed.slice_thickness,
-        transfer_syntax=str(syntax) if syntax is not None else None,
+        transfer_syntax=str(opened.size.syntax),
         photometric=acquired.photometric,
         manufacturer=acquired.manufacturer,
         model_name=acquired.model_name,

@@ -7,7 +7,7 @@ from lumid.pipeline.normalize.colour import is_colour, normalize_colour, normali
 from lumid.pipeline.normalize.ct import has_hounsfield_units, normalize_ct
 from lumid.pipeline.normalize.intensity import Intensities, Range
 from lumid.pipeline.normalize.mr import normalize_relative
-from lumid.pipeline.normalize.pet import normalize_suv, suv_factor
+from lumid.pipeline.normalize.pet import normalize_suv, suv_scale
 from lumid.pipeline.normalize.projection import normalize_projection, voi_of
 from lumid.pipeline.reject import Reject
 
@@ -21,7 +21,9 @@ def uses_series_range(header: FrameHeader, modality: str) -> bool:
     if modality == "CT":
         return not has_hounsfield_units(header)
     if modality == "PT":
-        return suv_factor(header) is None
+        # an object has one scale: frames without SUV among those with it would not compare
+        frames = max(1, len(header.items("PerFrameFunctionalGroupsSequence")))
+        return any(suv_scale(FrameHeader(header.dataset, frame)) is None for frame in range(frames))
     return modality in ("MR", "NM")
 
 
@@ -41,8 +43,8 @@ def normalize(
             return Reject("normalize", "missing_tag", "palette")
     if modality == "CT" and has_hounsfield_units(header):
         return normalize_ct(stored, header, bits)
-    if modality == "PT" and (factor := suv_factor(header)) is not None:
-        return normalize_suv(stored, header, factor, bits)
+    if modality == "PT" and series_range is None and (scale := suv_scale(header)) is not None:
+        return normalize_suv(stored, header, scale, bits)
     if modality in ("CT", "MR", "NM", "PT"):
         return normalize_relative(stored, header, series_range, bits) if series_range else Reject("select", "constant")
     if stored.dtype.itemsize == 1:

@@ -19,7 +19,8 @@ def normalize_relative(stored: Stored, header: FrameHeader, span: Range, bits: i
     """A frame in arbitrary units, linear over the series' range; padding becomes the darkest value.
 
     The values are those after the frame's own rescale, so that slices of different slopes (Philips MR, PET) compare.
-    What makes Philips MR quantitative across series, the private scale slope (2005,100E), is not applied.
+    Philips' private scale slope and intercept (2005,100E and 2005,100D) are not applied: where a series shares them its
+    pixels stay the same, and where it does not, magnitudes would leave no grey level to maps in Hz or ms.
     ``stored``: ``[rows, columns]``; returns ``uint16`` or ``uint8`` of the same shape.
     """
     units = modality_lut(header)

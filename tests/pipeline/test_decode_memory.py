@@ -80,7 +80,9 @@ def test_python_s_own_account_of_a_frame_at_a_time() -> None:
         tracemalloc.start()
         dataset = parse(data)
         assert not isinstance(dataset, Reject)
-        for frame in decode_frames(dataset, ImageSize(1024, 1024, 1, 8)):
+        size = image_size(dataset, Limits())
+        assert isinstance(size, ImageSize)
+        for frame in decode_frames(dataset, size):
             assert isinstance(frame, np.ndarray)
         _, most = tracemalloc.get_traced_memory()
         tracemalloc.stop()

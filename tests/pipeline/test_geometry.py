@@ -23,6 +23,7 @@ from lumid.pipeline.decode import FrameHeader, quiet_libraries
 from lumid.pipeline.geometry import Arranged, Geometry, Placed, arrange, geometry
 from lumid.pipeline.ingest import BatchResult, ingest
 from lumid.pipeline.parts import PartFiles, write_part
+from lumid.pipeline.recipe import SelectSettings
 from lumid.pipeline.recipe_files import make_recipe
 from lumid.pipeline.scan import group_series, scan
 from lumid.pipeline.sources import open_listed
@@ -173,27 +174,27 @@ def test_a_missing_slice_is_a_gap_on_both_sides(count: int, step: float, start: 
 HU = {"RescaleSlope": 1, "RescaleIntercept": -1024}
 
 
-def batches_in(folder: Path) -> tuple[Any, Any, list[Batch]]:
+def batches_in(folder: Path, **select: Any) -> tuple[Any, Any, list[Batch]]:
     recipe = make_recipe(folder, collection="test")
     source = recipe.sources[0].model_copy(update={"names": "plain"})
-    recipe = recipe.model_copy(update={"sources": (source,)})
+    recipe = recipe.model_copy(update={"sources": (source,), "select": SelectSettings(**select)})
     listed = open_listed(source, recipe, KEYER)
     series = group_series(scan(listed, listed.objects(), KEYER, "public"), listed.provenance)
     return recipe, listed, make_batches(series, 0, recipe.hash(), recipe.shards.batch_slices)
 
 
-def ingest_folder(folder: Path) -> BatchResult:
-    recipe, listed, batches = batches_in(folder)
+def ingest_folder(folder: Path, **select: Any) -> BatchResult:
+    recipe, listed, batches = batches_in(folder, **select)
     return BatchResult(tuple(one for batch in batches for one in ingest(batch, listed, recipe, KEYER).series))
 
 
-def ingest_bytes(files: dict[str, bytes]) -> BatchResult:
+def ingest_bytes(files: dict[str, bytes], **select: Any) -> BatchResult:
     import tempfile
 
     with tempfile.TemporaryDirectory() as folder:
         for name, data in files.items():
             (Path(folder) / name).write_bytes(data)
-        return ingest_folder(Path(folder))
+        return ingest_folder(Path(folder), **select)
 
 
 def a_series() -> list[bytes]:
@@ -217,9 +218,9 @@ def a_series() -> list[bytes]:
     return [as_bytes(one) for one in made]
 
 
-def part_of(files: dict[str, bytes], folder: Path) -> tuple[bytes, list[Any]]:
+def part_of(files: dict[str, bytes], folder: Path, **select: Any) -> tuple[bytes, list[Any]]:
     """The samples of a part and its rows, names of the source left out."""
-    result = ingest_bytes(files)
+    result = ingest_bytes(files, **select)
     written = PartFiles(folder, "part")
     write_part(written, result, 1.0)
     rows = sorted((replace(sample.row, source_id="") for sample in result.samples), key=lambda row: row.key)
@@ -239,6 +240,23 @@ def test_permuting_a_series_changes_nothing(tmp_path_factory: pytest.TempPathFac
     assert other == rows
     assert samples == expected
     assert {row.slice_repeats for row in rows if row.plane == "axial"} == {1, 2}
+
+
+@settings(deadline=None, max_examples=12)
+@given(st.permutations(range(13)), st.sampled_from([{"stride": 2}, {"stride": 2, "max_slices": 2}, {"max_slices": 3}]))
+def test_permuting_a_series_takes_the_same_slices(
+    tmp_path_factory: pytest.TempPathFactory, order: list[int], choice: dict[str, int]
+) -> None:
+    """Of two orientations, a repeated position and frames without one, and with those near to others marked."""
+    files = a_series()
+    straight = {f"{number:02}.dcm": data for number, data in enumerate(files)}
+    permuted = {f"{place:02}.dcm": files[number] for place, number in enumerate(order)}
+    select: dict[str, Any] = {"near_duplicates": "flag", "near_duplicate_bits": 24} | choice
+    expected, rows = part_of(straight, tmp_path_factory.mktemp("straight"), **select)
+    samples, other = part_of(permuted, tmp_path_factory.mktemp("permuted"), **select)
+    assert 4 <= len(rows) < 15
+    assert other == rows
+    assert samples == expected
 
 
 # ---- real series

@@ -8,7 +8,10 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lumid.pipeline.series_select import Place, evenly, left_out, near_duplicates, place
+from lumid.pipeline.geometry import Placed, arrange
+from lumid.pipeline.series_select import Place, evenly, in_order, left_out, near_duplicates
+
+AXIAL, CORONAL, NEARLY_AXIAL = (0.0, 0.0, 1.0), (0.0, 1.0, 0.0), (0.001, 0.0, 0.9999995)
 
 
 @given(total=st.integers(0, 500), wanted=st.integers(1, 500))
@@ -24,9 +27,58 @@ def test_evenly_is_even(total: int, wanted: int) -> None:
         assert total - 1 - chosen[-1] <= total / wanted
 
 
+places = st.lists(
+    st.builds(
+        Place,
+        placed=st.one_of(
+            st.none(),
+            st.builds(
+                Placed,
+                normal=st.sampled_from([AXIAL, CORONAL, NEARLY_AXIAL]),
+                position=st.one_of(st.sampled_from([0.0, 0.004, 5.0]), st.floats(-400, 400)),
+            ),
+        ),
+        instance_number=st.one_of(st.none(), st.integers(0, 4).map(float)),
+        frame=st.integers(0, 3),
+        key=st.uuids().map(str),
+    ),
+    max_size=25,
+    unique_by=lambda one: one.key,
+)
+
+
+@given(places, st.randoms(use_true_random=False))
+def test_the_order_of_a_series_is_one_and_slice_index_counts_it(frames: list[Place], shuffle: random.Random) -> None:
+    order = in_order(frames)
+    assert sorted(order) == list(range(len(frames)))
+    shuffled = list(frames)
+    shuffle.shuffle(shuffled)
+    assert [shuffled[at].key for at in in_order(shuffled)] == [frames[at].key for at in order]
+    arranged = arrange([one.placed for one in frames])
+    indices = [arranged[at].index for at in order]
+    known = [index for index in indices if index is not None]
+    assert known == sorted(known)
+    assert indices == known + [None] * (len(indices) - len(known)), "what has no position comes last"
+
+
+def test_slices_of_two_directions_do_not_mix() -> None:
+    """A series of axial and coronal slices at the same positions: by position alone every other one is of each."""
+    both = {
+        (normal, number): Place(Placed(normal, 5.0 * number), number, 0, f"{normal}{number}")
+        for number in range(6)
+        for normal in (AXIAL, CORONAL)
+    }
+    order = [list(both)[at] for at in in_order(list(both.values()))]
+    assert order == [(normal, number) for normal in (AXIAL, CORONAL) for number in range(6)]
+    kept = both.keys() - left_out(both, 3, None).keys()
+    assert kept == {(AXIAL, 1), (AXIAL, 4), (CORONAL, 1), (CORONAL, 4)}
+
+
 def volume(slices: int, times: int = 1) -> dict[str, Place]:
     return {
-        f"{number}/{time}": place(2.5 * number, time * slices + number, 0, f"{(number * 131 + time * 577) % 997:024x}")
+        f"{number}/{time}": Place(
+            Placed(AXIAL, 2.5 * number), time * slices + number, 0, f"{(number * 131 + time * 577) % 997:024x}"
+        )
         for number in range(slices)
         for time in range(times)
     }
@@ -57,15 +109,14 @@ def test_a_cap_comes_after_the_stride_and_says_so() -> None:
 
 
 def test_frames_without_a_position_go_by_their_numbers() -> None:
-    cine = {frame: place(None, 1, frame, f"{997 * frame % 31:024x}") for frame in range(10)}
+    cine = {frame: Place(None, 1, frame, f"{997 * frame % 31:024x}") for frame in range(10)}
     assert sorted(set(cine) - left_out(cine, 1, 2).keys()) == [2, 7]
 
 
 def test_repetitions_are_of_what_repeats_nothing() -> None:
     a, near, nearer_b, b = 0, 0b11, (1 << 40) - 1 ^ 1, (1 << 40) - 1
-    assert near_duplicates([a, near, b, nearer_b, a], ["x"] * 5, 2) == {1: 0, 3: 2, 4: 0}
-    assert near_duplicates([a, near, b, nearer_b, a], ["x"] * 5, 0) == {4: 0}
-    assert near_duplicates([a, a], ["x", "y"], 4) == {}
+    assert near_duplicates([a, near, b, nearer_b, a], 2) == {1: 0, 3: 2, 4: 0}
+    assert near_duplicates([a, near, b, nearer_b, a], 0) == {4: 0}
     drift = [(1 << number) - 1 for number in range(12)]  # each differs from the one before by a bit
-    assert near_duplicates(drift, ["x"] * 12, 2) == {1: 0, 2: 0, 4: 3, 5: 3, 7: 6, 8: 6, 10: 9, 11: 9}
-    assert near_duplicates([], [], 2) == {}
+    assert near_duplicates(drift, 2) == {1: 0, 2: 0, 4: 3, 5: 3, 7: 6, 8: 6, 10: 9, 11: 9}
+    assert near_duplicates([], 2) == {}
