@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from lumid.dags.build import build
 from lumid.dags.cluster import ClusterSettings
 from lumid.dags.progress import BuildProgress
 from lumid.pipeline.lock import LOCK
-from lumid.pipeline.recipe import FetchSettings, IdcSettings, Recipe, ShardSettings
+from lumid.pipeline.recipe import FetchSettings, IdcSettings, Recipe, SelectSettings, ShardSettings
 from tests.dicom import as_bytes, gradient, image
 from tests.fake_idc import s3_client, s3_server
 
@@ -41,6 +41,7 @@ class Archive:
     bucket: str
     series: Mapping[str, Mapping[str, bytes]]
     cluster: ClusterSettings
+    select: SelectSettings = field(default_factory=SelectSettings)
 
     def give(self, *locations: str) -> None:
         """These series are there from now on."""
@@ -68,16 +69,17 @@ class Archive:
     def build(self, out: Path, workers: int | None = None, **more: Any) -> Manifest:
         fetch = FetchSettings(s3_endpoint=self.endpoint, attempts=1, timeout_s=5, **more)
         recipe = Recipe(
-            name="part", sources=(IdcSettings(),), fetch=fetch, shards=ShardSettings(size_mb=0.02, batch_slices=4)
-        )
+            name="part", sources=(IdcSettings(),), fetch=fetch, select=self.select,
+            shards=ShardSettings(size_mb=0.02, batch_slices=4),
+        )  # fmt: skip
         cluster = ClusterSettings(None, workers) if workers else self.cluster
         return build(recipe, out, cluster, BuildProgress(Console(quiet=True)), self.lock()).manifest
 
 
-def ct(series: str, number: int, instance: str | None = None) -> bytes:
+def ct(series: str, number: int, instance: str | None = None, **elements: Any) -> bytes:
     pixels = gradient(high=400 + 7 * number)
     uids = {"SeriesInstanceUID": series, "SOPInstanceUID": instance or f"{series}.{number}"}
-    return as_bytes(image(pixels, PatientID=f"patient of {series}", StudyInstanceUID=f"{series}.0", **uids))
+    return as_bytes(image(pixels, PatientID=f"patient of {series}", StudyInstanceUID=f"{series}.0", **uids, **elements))
 
 
 def plain(series: str, objects: int) -> dict[str, bytes]:
@@ -192,6 +194,93 @@ def test_an_instance_of_two_series_is_kept_once_whichever_comes_later(late: str,
     made.build(tmp_path / "ds")
     made.give(late)
     assert made.build(tmp_path / "ds").rejects == {"duplicate_instance": 1}
+    assert_same(tmp_path / "ds", scratch(made, tmp_path / "scratch"))
+
+
+# ---- with the same pixels kept once
+
+
+DROP = SelectSettings(exact_duplicates="drop")
+KEYER = Keyer(PUBLIC_SECRET)
+
+
+def twins() -> dict[str, dict[str, bytes]]:
+    """Three series of two CT slices, of which the first has the same pixels in all; the smallest key keeps them."""
+    hu = {"RescaleSlope": 1, "RescaleIntercept": -1024}
+    return {
+        f"1.2.{series}": {"0.dcm": ct(f"1.2.{series}", 0, **hu), "1.dcm": ct(f"1.2.{series}", series, **hu)}
+        for series in (1, 2, 3)
+    }
+
+
+def kept_keys(root: Path) -> set[str]:
+    return set(pq.read_table(root / "catalog", columns=["key"], partitioning=None)["key"].to_pylist())
+
+
+@pytest.mark.parametrize("late", ["1.2.1", "1.2.2", "1.2.3"])
+def test_the_same_pixels_are_kept_once_whichever_series_comes_later(late: str, archive: Make, tmp_path: Path) -> None:
+    """Whether the series that comes later has the smallest key of the three, the largest, or the one between."""
+    made = replace(archive(twins()), select=DROP)
+    made.give(*(made.series.keys() - {late}))
+    assert made.build(tmp_path / "ds").rejects == {"exact_duplicate": 1, "fetch_failed": 2}
+    made.give(late)
+    assert made.build(tmp_path / "ds").rejects == {"exact_duplicate": 2}
+    first = {series: KEYER.key(f"{series}.0", 0) for series in made.series}
+    assert kept_keys(tmp_path / "ds") & set(first.values()) == {min(first.values())}
+    assert_same(tmp_path / "ds", scratch(made, tmp_path / "scratch"))
+
+
+def test_one_series_after_another_drops_what_all_at_once_would(archive: Make, tmp_path: Path) -> None:
+    """What is dropped can be the sample that kept the pixels before; what was dropped is asked for again."""
+    made = replace(archive(twins()), select=DROP)
+    by_key = sorted(made.series, key=lambda series: KEYER.key(f"{series}.0", 0), reverse=True)
+    for number, series in enumerate(by_key):
+        made.give(series)
+        manifest = made.build(tmp_path / "ds")
+        assert manifest.rejects.get("exact_duplicate", 0) == number
+        assert KEYER.key(f"{series}.0", 0) in kept_keys(tmp_path / "ds")
+    assert_same(tmp_path / "ds", scratch(made, tmp_path / "scratch"))
+
+
+@pytest.mark.parametrize("place", ["pack", "write_citations"])
+def test_a_build_that_is_stopped_after_it_dropped_pixels_goes_on(
+    place: str, archive: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped before or after it packed, in its first build and in one that takes the place of a finished one."""
+    made = replace(archive(twins()), select=DROP)
+    made.give("1.2.1", "1.2.2")
+    for late, rejects in ((None, {"exact_duplicate": 1, "fetch_failed": 2}), ("1.2.3", {"exact_duplicate": 2})):
+        if late:
+            made.give(late)
+        with monkeypatch.context() as patch:
+            patch.setattr(building, place, stopped)
+            with pytest.raises(LumidError, match="stopped"):
+                made.build(tmp_path / "ds")
+        assert made.build(tmp_path / "ds").rejects == rejects
+    assert_same(tmp_path / "ds", scratch(made, tmp_path / "scratch"))
+
+
+def test_a_sample_comes_back_when_what_it_repeated_has_other_pixels_now(archive: Make, tmp_path: Path) -> None:
+    """Two MR series begin with the same slice. Of one the other slice, a brighter one, comes later: with it the range
+    of that series, and all its pixels, are others, and what was dropped as a copy is none any more.
+    """
+    first, second = sorted(("1.2.1", "1.2.2"), key=lambda series: KEYER.key(f"{series}.0", 0))
+
+    def mr(series: str, number: int, high: int) -> bytes:
+        uids = {"SeriesInstanceUID": series, "SOPInstanceUID": f"{series}.{number}", "StudyInstanceUID": f"{series}.9"}
+        return as_bytes(image(gradient(high=high), Modality="MR", PatientID=series, **uids))
+
+    series = {first: {"0.dcm": mr(first, 0, 400), "1.dcm": mr(first, 1, 3000)}, second: {"0.dcm": mr(second, 0, 400)}}
+    made = replace(archive(series), select=DROP)
+    made.give(first, second)
+    listed_and_not_given = {"ACL": "public-read", "StorageClass": "GLACIER"}
+    made.client.put_object(
+        Bucket=made.bucket, Key=f"{first}/1.dcm", Body=series[first]["1.dcm"], **listed_and_not_given
+    )
+    assert made.build(tmp_path / "ds").rejects == {"exact_duplicate": 1, "fetch_failed": 1}
+    assert kept_keys(tmp_path / "ds") == {KEYER.key(f"{first}.0", 0)}
+    made.give(first)
+    assert made.build(tmp_path / "ds").rejects == {}
     assert_same(tmp_path / "ds", scratch(made, tmp_path / "scratch"))
 
 

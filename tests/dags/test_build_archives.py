@@ -41,7 +41,7 @@ from lumid.pipeline.recipe import (
 )
 from lumid.pipeline.sources import nih as nih_module
 from lumid.pipeline.sources import open_source
-from tests.dags.test_build import content
+from tests.dags.command import content
 from tests.dicom import TEST_FILES, as_bytes, gradient, image
 from tests.fake_nbia import BASE, GET_ZIP, KEYER, Archive, Listed, real, zipped
 from tests.fake_nih import HEADER, described, png, tar_gz

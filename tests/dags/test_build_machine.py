@@ -1,0 +1,66 @@
+"""What a machine does to a build: a disk that fills up, a decoder that takes its process with it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pytest
+
+from tests.dags.command import content, lumid
+from tests.dicom import as_bytes, gradient, image
+
+
+def test_a_full_disk_is_one_line_and_the_next_run_goes_on(recipe: Path, built_study: Path, tmp_path: Path) -> None:
+    mount = tmp_path / "small"
+    mount.mkdir()
+    options = ["mount", "-t", "tmpfs", "-o", "size=2m", "lumid-test", str(mount)]
+    if os.geteuid() != 0 or subprocess.run(options, capture_output=True).returncode != 0:
+        pytest.skip("needs root and leave to mount a small disk")
+    try:
+        done = lumid("build", recipe, "--out", mount / "data")
+        assert done.returncode == 1
+        assert "no space left" in done.stderr
+        assert "Traceback" not in done.stderr
+        assert not list(mount.rglob("*.tmp"))
+        subprocess.run(["mount", "-o", "remount,size=200m", str(mount)], check=True)
+        assert lumid("build", recipe, "--out", mount / "data").returncode == 0
+        assert content(mount / "data") == content(built_study)
+    finally:
+        subprocess.run(["umount", "-l", str(mount)], check=True)
+
+
+CRASH = """
+import os, pydicom
+_read = pydicom.dcmread
+def read(source, *arguments, **named):
+    if b"POISON" in source.getvalue():
+        os.kill(os.getpid(), 9)
+    return _read(source, *arguments, **named)
+pydicom.dcmread = read
+"""
+
+
+def test_an_object_that_kills_its_worker_is_found_and_rejected(study: Path, tmp_path: Path) -> None:
+    """A decoder that crashes takes the process with it; here the process is killed when it reads a marked file."""
+    source = tmp_path / "source"
+    source.mkdir()
+    for path in sorted(study.glob("0[01]-0[0-4].dcm")):
+        (source / path.name).write_bytes(path.read_bytes())
+    for name, uid in (("poison", "1.9.1"), ("poison too", "1.9.2")):
+        data = image(gradient(), SOPInstanceUID=uid, SeriesInstanceUID="1.2.0", StudyDescription="POISON")
+        (source / name).write_bytes(as_bytes(data))
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "sitecustomize.py").write_text(CRASH)
+    (tmp_path / "r.toml").write_text('name = "r"\n[[sources]]\nkind = "folder"\npath = "source"\nnames = "plain"\n')
+    done = lumid("build", tmp_path / "r.toml", "--out", tmp_path / "data", "--json", PYTHONPATH=str(tmp_path / "site"))
+    assert done.returncode == 0, done.stderr
+    facts: dict[str, Any] = json.loads(done.stdout)
+    assert facts["rejects"] == {"decoder_crash": 2}
+    assert facts["counts"]["kept"] == 10
+    rejected = duckdb.sql(f"select source_id from '{tmp_path}/data/rejects/*.parquet' order by 1").fetchall()
+    assert rejected == [("poison",), ("poison too",)]

@@ -1,0 +1,51 @@
+"""Selection over a whole data set: the same slices whatever workers, batches and names."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import duckdb
+import pytest
+
+from lumid.catalog.layout import read_manifest
+from lumid.catalog.verify import verify
+from tests.dags.command import lumid
+from tests.dicom import TEST_FILES
+
+
+@pytest.mark.parametrize(
+    ("cap", "codes"),
+    [("", {"stride", "series_cap", "derived", "near_duplicate"}), ("max_series = 20", {"collection_cap", "stride"})],
+)
+def test_selection_does_not_depend_on_workers_batches_or_names(tmp_path: Path, cap: str, codes: set[str]) -> None:
+    """Every rule that looks at more than one slice, over pydicom's files, and over the same under other names."""
+    select = (
+        "[select]\nmin_side = 8\nstride = 2\nmax_slices = 3\nderived = 'drop'\n"
+        "exact_duplicates = 'drop'\nnear_duplicates = 'drop'\nnear_duplicate_bits = 12\n"
+        f"{cap}\n"
+    )
+    files = sorted(TEST_FILES.rglob("*.dcm"))
+    contents, keys = {}, {}
+    for name, order, workers, slices in (
+        ("one", files, "1", 1000),
+        ("two", files, "2", 7),
+        ("other", files[::-1], "1", 1000),
+    ):
+        source = tmp_path / ("other-names" if name == "other" else "names")
+        source.mkdir(exist_ok=True)
+        for number, path in enumerate(order):
+            (source / f"{number:04}").unlink(missing_ok=True)
+            (source / f"{number:04}").symlink_to(path)
+        (tmp_path / f"{name}.toml").write_text(
+            f"name = 'x'\n[[sources]]\nkind = 'folder'\npath = '{source}'\n[shards]\nbatch_slices = {slices}\n{select}"
+        )
+        done = lumid("build", tmp_path / f"{name}.toml", "--out", tmp_path / name, "--workers", workers)
+        assert done.returncode == 0, done.stderr
+        manifest = read_manifest(tmp_path / name)
+        assert verify(tmp_path / name, deep=True).findings == ()
+        contents[name] = (manifest.rejects, manifest.catalog_hash)
+        rows = duckdb.sql(f"select key from '{tmp_path / name}/catalog/*/*.parquet' order by key").fetchall()
+        keys[name] = [key for (key,) in rows]
+    assert contents["one"] == contents["two"]
+    assert keys["one"] == keys["other"]
+    assert codes <= contents["one"][0].keys()

@@ -1,0 +1,162 @@
+"""How the commands are used: wrong use is one line, small builds say what they did, finished ones stay as they are."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from tests.dags.command import Command, lumid
+
+
+def test_a_finished_build_says_so_and_touches_nothing(built_study: Path, recipe: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in built_study.rglob("*")}
+    done = lumid("build", recipe, "--out", built_study)
+    assert done.returncode == 0
+    assert "finished already" in done.stdout
+    assert {path: path.stat().st_mtime_ns for path in built_study.rglob("*")} == before
+
+
+def test_a_finished_build_whose_source_changed_says_so(study: Path, on_cluster: Command, tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    first, second = sorted(study.glob("*.dcm"))[:2]
+    (source / "a.dcm").write_bytes(first.read_bytes())
+    assert on_cluster("build", "--source", source, "--out", tmp_path / "data").returncode == 0
+    (source / "b.dcm").write_bytes(second.read_bytes())
+    done = on_cluster("build", "--source", source, "--out", tmp_path / "data")
+    assert done.returncode == 1
+    assert "source has changed" in done.stderr
+    (source / "b.dcm").unlink()
+    assert on_cluster("build", "--source", source, "--out", tmp_path / "data").returncode == 0
+
+
+def test_other_files_of_the_same_names_and_sizes_are_not_taken_for_finished_ones(
+    study: Path, on_cluster: Command, tmp_path: Path
+) -> None:
+    first, second = sorted(study.glob("*.dcm"))[:2]
+    assert first.stat().st_size == second.stat().st_size
+    for number, file in enumerate((first, second)):
+        folder = tmp_path / f"source-{number}"
+        folder.mkdir()
+        (folder / "IM1.dcm").write_bytes(file.read_bytes())
+        os.utime(folder / "IM1.dcm", (number + 1, number + 1))
+    assert on_cluster("build", "--source", tmp_path / "source-0", "--out", tmp_path / "data").returncode == 0
+    done = on_cluster("build", "--source", tmp_path / "source-1", "--out", tmp_path / "data")
+    assert done.returncode == 1
+    assert "from other files" in done.stderr
+
+
+def test_an_out_below_the_source_is_not_read_as_one(study: Path, on_cluster: Command, tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    (source / "a.dcm").write_bytes(next(study.glob("*.dcm")).read_bytes())
+    for words in ("is finished", "is finished already"):
+        done = on_cluster("build", "--source", source, "--out", source / "out[b]")
+        assert done.returncode == 0, done.stderr
+        assert words in done.stdout
+        assert "planned 1 = kept 1" in done.stdout
+
+
+def test_a_recipe_of_another_data_set_is_refused(built_study: Path) -> None:
+    done = lumid("build", "demo", "--out", built_study)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert "another recipe" in done.stderr
+
+
+@pytest.mark.parametrize("what", ["folder", "file"])
+def test_an_out_that_holds_something_else_is_refused(what: str, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    if what == "folder":
+        out.mkdir()
+        (out / "thesis.tex").write_text("precious")
+    else:
+        out.write_text("precious")
+    done = lumid("build", "demo", "--out", out)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "--out" in done.stderr
+    assert (out / "thesis.tex" if what == "folder" else out).read_text() == "precious"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["build"], 2, "RECIPE or --source"),
+        (["build", "no-such"], 2, "demo, lumid, paper"),
+        (["build", "--source", "no-such-folder", "--out", "x"], 2, "no such folder"),
+        (["build", "lumid", "--only", "no_such", "--out", "x"], 2, "no_such"),
+        (["build", "demo", "--out", "x", "--scheduler", "tcp://127.0.0.1:9"], 1, "no Dask scheduler answers"),
+        (["status", "no-such"], 1, "not a data set"),
+        (["query", "no-such"], 1, "not a data set"),
+    ],
+)
+def test_wrong_use_is_one_line_and_an_exit_code(
+    arguments: list[str], code: int, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = lumid(*arguments)
+    assert done.returncode == code
+    assert words in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert "Traceback" not in done.stderr
+
+
+def test_a_folder_without_images_is_a_data_set_of_rejects(on_cluster: Command, tmp_path: Path) -> None:
+    (tmp_path / "source").mkdir()
+    (tmp_path / "source" / "a.txt").write_text("no image")
+    done = on_cluster("build", "--source", tmp_path / "source", "--out", tmp_path / "data", "--json")
+    assert done.returncode == 0, done.stderr
+    facts = json.loads(done.stdout)
+    assert facts["counts"] == {"objects": 1, "planned": 1, "kept": 0, "rejected": 1}
+    assert facts["rejects"] == {"not_dicom": 1}
+    assert lumid("query", tmp_path / "data").returncode == 0
+
+
+def test_an_empty_folder(on_cluster: Command, tmp_path: Path) -> None:
+    (tmp_path / "source").mkdir()
+    done = on_cluster("build", "--source", tmp_path / "source", "--out", tmp_path / "data")
+    assert done.returncode == 0, done.stderr
+    assert "planned 0 = kept 0 + rejected 0" in done.stdout
+
+
+def test_more_rejects_than_the_recipe_allows_is_exit_code_3(on_cluster: Command, tmp_path: Path) -> None:
+    (tmp_path / "source").mkdir()
+    (tmp_path / "source" / "a.txt").write_text("no image")
+    (tmp_path / "r.toml").write_text(
+        'name = "r"\n[[sources]]\nkind = "folder"\npath = "source"\n[limits]\nmax_reject_fraction = 0.5\n'
+    )
+    done = on_cluster("build", tmp_path / "r.toml", "--out", tmp_path / "data")
+    assert done.returncode == 3
+    assert "more than 50%" in done.stderr
+
+
+def test_version_lists_the_libraries() -> None:
+    done = lumid("--version")
+    assert done.returncode == 0
+    names = {line.split()[0] for line in done.stdout.splitlines()}
+    assert {"lumid", "python", "pydicom", "dask", "pyarrow", "webdataset"} <= names
+
+
+def test_help_of_every_command_has_an_example() -> None:
+    top = lumid("--help")
+    assert top.returncode == 0
+    for command in (
+        "demo",
+        "build",
+        "status",
+        "query",
+        "show",
+        "rejects",
+        "report",
+        "cite",
+        "pretrain",
+        "reconstruct",
+        "export",
+    ):
+        assert command in top.stdout
+        done = lumid(command, "--help")
+        assert done.returncode == 0
+        assert f"lumid {command}" in done.stdout, f"{command} --help shows no example"
