@@ -14,6 +14,7 @@ from pydicom import FileDataset
 
 from lumid.catalog.keys import Keyer
 from lumid.catalog.schema import LABELS, CatalogRow
+from lumid.pipeline.allowlist import checked
 from lumid.pipeline.convert import Kind, sniff, to_dataset
 from lumid.pipeline.decode import (
     FrameHeader,
@@ -26,7 +27,7 @@ from lumid.pipeline.decode import (
     pixel_element,
     transfer_syntax,
 )
-from lumid.pipeline.deidentify import Acquisition, Identity, acquisition, identify, policy_name, text_risk
+from lumid.pipeline.deidentify import Acquisition, Identity, acquisition, identify, policy_name, text_risk, with_a_face
 from lumid.pipeline.encode import Encoded, encode_image, resize
 from lumid.pipeline.geometry import Geometry, Placed, geometry
 from lumid.pipeline.normalize import normalize
@@ -65,7 +66,7 @@ class Opened:
 @dataclass(frozen=True, slots=True)
 class Sample:
     """A finished sample: its catalog row, its encoded image, where it lies in space, if that is known, its place in the
-    series, and its perceptual hash.
+    series, its perceptual hash, and the columns for which its header states what no vocabulary knows.
     """
 
     row: CatalogRow
@@ -73,6 +74,7 @@ class Sample:
     placed: Placed | None
     place: Place
     look: int
+    unknown: tuple[str, ...] = ()
 
 
 def places_of(opened: Opened, keyer: Keyer) -> dict[tuple[str, int], Place]:
@@ -122,6 +124,8 @@ def _open(blob: Blob, provenance: Provenance, recipe: Recipe, keyer: Keyer) -> O
     if refused := select_size(size, recipe.select):
         return refused
     acquired = acquisition(header, modality)
+    if refused := with_a_face(acquired, recipe.deid.exclude_head_slices):
+        return refused
     text = text_risk(header, acquired, recipe.deid.policy)
     if isinstance(text, Reject):
         return text
@@ -189,7 +193,7 @@ def _frame_sample(
     clipped = clipped_fraction(intensities.pixels, _top(intensities, span))
     row = _row(opened, frame, kept, quality, clipped, encoded, placed, series.provenance, recipe, keyer)
     at = place(placed.slice_position, header.number("InstanceNumber"), frame, row.key)
-    return Sample(row, encoded.data, placed.placed, at, perceptual_hash(resized))
+    return Sample(row, encoded.data, placed.placed, at, perceptual_hash(resized), opened.acquired.unknown)
 
 
 def _stored(value: float | None, intensities: Intensities) -> float | None:
@@ -213,7 +217,7 @@ def _row(
     height, width = kept.pixels.shape[:2]
     scale_row, scale_column = opened.size.rows / height, opened.size.columns / width
     syntax = transfer_syntax(opened.dataset)
-    return CatalogRow(
+    row = CatalogRow(
         key=keyer.key(identity.instance_uid, frame),
         length=len(encoded.data),
         codec=encoded.codec,
@@ -240,6 +244,7 @@ def _row(
         study=identity.study,
         series=identity.series,
         instance=identity.instance,
+        frame_of_reference=identity.frame_of_reference,
         frame=frame,
         slice_position=placed.slice_position,
         slice_count=0,
@@ -275,6 +280,7 @@ def _row(
         split=opened.split or assign_split(identity.patient, recipe.splits, keyer),
         deid_policy=policy_name(recipe.deid.policy),
     )
+    return checked(row)
 
 
 def _scaled(spacing: float | None, scale: float) -> float | None:
