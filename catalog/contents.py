@@ -87,7 +87,7 @@ class Searcher:
         elif kind in ("gzip", "bzip2", "xz"):
             yield from self._compressed(file, "its bytes")
             file.seek(0)
-            opened = {"gzip": gzip.GzipFile, "bzip2": bz2.BZ2File, "xz": lzma.LZMAFile}[kind](file)
+            opened = {"gzip": gzip.open, "bzip2": bz2.open, "xz": lzma.open}[kind](file)
             with cast("IO[bytes]", opened) as inner:
                 yield from self._inside(path, inner, parts, passed, depth)
         elif kind in PICTURES:

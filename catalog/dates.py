@@ -12,6 +12,7 @@ _NUMBER = {name[:length].lower(): number for number, name in enumerate(MONTHS, 1
 _YEAR_FIRST = re.compile(r"(\d{4})([-./]?)(\d{2})\2(\d{2})(?:[T ].*)?")
 _YEAR_LAST = re.compile(r"(\d{1,2})[-./ ](\d{1,2})[-./ ](\d{4})")
 _DAY_MONTH = re.compile(r"(\d{1,2})[ .-]*([A-Za-z]{3,9})[ .,-]*(\d{4})")
+_YEAR_MONTH = re.compile(r"(\d{4})[ .-]*([A-Za-z]{3,9})[ .-]*(\d{1,2})")
 _MONTH_DAY = re.compile(r"([A-Za-z]{3,9})[ .-]*(\d{1,2})[ .,-]+(\d{4})")
 
 
@@ -29,6 +30,8 @@ def parse_dates(text: str) -> list[date]:
         return _days((match[3], match[2], match[1]), (match[3], match[1], match[2]))
     if match := _DAY_MONTH.fullmatch(text):
         return _days((match[3], _NUMBER.get(match[2].lower(), 0), match[1]))
+    if match := _YEAR_MONTH.fullmatch(text):
+        return _days((match[1], _NUMBER.get(match[2].lower(), 0), match[3]))
     if match := _MONTH_DAY.fullmatch(text):
         return _days((match[3], _NUMBER.get(match[1].lower(), 0), match[2]))
     return []

@@ -106,11 +106,13 @@ def _spellings(text: str, *, name_parts: bool) -> Iterator[tuple[str, str]]:
 
 
 def _forms(text: str, *, name_parts: bool) -> Iterator[tuple[str, str]]:
-    yield text, "as written"
+    if not re.fullmatch(r"\d{8}", text):
+        yield text, "as written"
     if days := parse_dates(text):
         for day in days:
             yield from date_forms(day)
         return
+    yield text, "as written"
     joined = [text.replace(" ", by) for by in ("_", "-", "", "%20")] if " " in text else []
     yield from ((one, "without its spaces") for one in joined)
     if re.fullmatch(r"[+()\d\s./\-]{7,}", text) and sum(map(str.isdecimal, text)) >= 6:
@@ -210,7 +212,8 @@ def _escaped(text: str) -> Iterator[tuple[str, str]]:
     yield html.escape(text).replace("&#x27;", "&#39;"), "HTML-escaped"
     names = html.entities.codepoint2name
     for style in ("&#{:d};", "&#x{:x};"):
-        yield "".join(one if one.isascii() else style.format(ord(one)) for one in text), "HTML-escaped"
+        for quoted in {text, html.escape(text)}:
+            yield "".join(one if one.isascii() else style.format(ord(one)) for one in quoted), "HTML-escaped"
     yield "".join(f"&{names[ord(one)]};" if ord(one) in names else one for one in text), "HTML-escaped"
     yield text.encode("unicode_escape").decode("ascii"), "escaped as by Python"
     yield repr(text.encode("utf-8"))[2:-1], "escaped as by Python"
