@@ -94,7 +94,7 @@ def audit(
     logs: Sequence[Path] = (),
     name_parts: bool = False,
     workers: int | None = None,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Audit:
     """Search a data set, and folders or files of ``logs``, for terms.
 
@@ -115,7 +115,8 @@ def audit(
         for outcome in pool.map(lambda item: _one(searcher, *item), files):
             outcomes.append(outcome)
             done += outcome.bytes
-            progress(done, total)
+            if progress:
+                progress(done, total)
     return _summed(outcomes, len(terms), len(matcher.patterns), started, (dataset / "dataset.json").is_file())
 
 

@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO, cast
+from typing import IO, Any, cast
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -87,8 +87,7 @@ class Searcher:
         elif kind in ("gzip", "bzip2", "xz"):
             yield from self._compressed(file, "its bytes")
             file.seek(0)
-            opened = {"gzip": gzip.open, "bzip2": bz2.open, "xz": lzma.open}[kind](file)
-            with cast("IO[bytes]", opened) as inner:
+            with _unpacked(file, kind) as inner:
                 yield from self._inside(path, inner, parts, passed, depth)
         elif kind in PICTURES:
             yield from self._compressed(file, "its bytes")
@@ -97,7 +96,9 @@ class Searcher:
         else:
             encoded = kind == "text"
             yield from self._windows(
-                file, "its text" if encoded else "its bytes", lambda data: self._matcher.in_text(data, passed, encoded=encoded)
+                file,
+                "its text" if encoded else "its bytes",
+                lambda data: self._matcher.in_text(data, passed, encoded=encoded),
             )
 
     def _inside(
@@ -126,9 +127,7 @@ class Searcher:
     def _compressed(self, file: IO[bytes], part: str) -> Iterator[Found]:
         return self._windows(file, part, self._matcher.in_pixels)
 
-    def _windows(
-        self, file: IO[bytes], part: str, search: Callable[[bytes], Iterator[Match]]
-    ) -> Iterator[Found]:
+    def _windows(self, file: IO[bytes], part: str, search: Callable[[bytes], Iterator[Match]]) -> Iterator[Found]:
         """A stream in windows that overlap by the longest pattern, so that none is cut, and none found twice."""
         buffer, lead, begin = b"", 0, 0
         while True:
@@ -153,14 +152,16 @@ class Searcher:
                 header = [info.name, info.linkname, info.uname, info.gname, *map(str, info.pax_headers.values())]
                 found_in_header = self.name("\n".join(header), passed)
                 member = f"member {number:,} ({info.name if info.name.isprintable() and not found_in_header else 'name not shown'})"
-                yield from (replace(one, part="members' names", place=f"{member}, its header") for one in found_in_header)
+                yield from (
+                    replace(one, part="members' names", place=f"{member}, its header") for one in found_in_header
+                )
                 end = info.offset_data + -(-info.size // 512) * 512
                 inner = archive.extractfile(info) if info.isfile() else None
                 if inner is not None:
                     with inner:
-                        for found in self._inside(path, cast("IO[bytes]", inner), parts, passed, depth, member):
+                        for found in self._inside(path, inner, parts, passed, depth, member):
                             yield replace(found, part=f"members, {found.part}")
-                archive.members = []  # it would remember all of them
+                cast("Any", archive).members = []  # it would remember all of them
         file.seek(end)
         for found in self._windows(file, "after its members", lambda data: self._matcher.in_text(data, passed)):
             yield replace(found, place="after its members")
@@ -172,7 +173,9 @@ class Searcher:
 
     def _zip(self, path: Path, file: IO[bytes], parts: Counter[str], passed: Passed, depth: int) -> Iterator[Found]:
         with zipfile.ZipFile(file) as archive:
-            yield from self._told({"its comment": archive.comment.decode("latin-1")}, "its comment", "the archive", passed)
+            yield from self._told(
+                {"its comment": archive.comment.decode("latin-1")}, "its comment", "the archive", passed
+            )
             for number, info in enumerate(archive.infolist()):
                 member = f"member {number:,} ({self.showable(info.filename, 'not shown')})"
                 told = {"its name": info.filename, "its comment": info.comment.decode("latin-1"),
@@ -203,7 +206,9 @@ class Searcher:
             yield from self._told({"its writer": table.metadata.created_by or ""}, "metadata", "the file", passed)
             for number, field in enumerate(schema):
                 shown = self.showable(field.name, f"column {number}")
-                yield from self._told({"its name": field.name, "its type": str(field.type)}, "columns' names", shown, passed)
+                yield from self._told(
+                    {"its name": field.name, "its type": str(field.type)}, "columns' names", shown, passed
+                )
                 yield from self._metadata(field.metadata, f"the metadata of {shown}", passed)
             begin = 0
             for batch in table.iter_batches(batch_size=PARQUET_ROWS):
@@ -269,6 +274,12 @@ class Searcher:
         for row in pc.indices_nonzero(pc.is_in(numbers, value_set=wanted)).to_pylist():
             line = self._numbers[int(numbers[row].as_py())]
             yield Found(f"column {shown}", f"{shown}, row {begin + row:,}", line, "a number")
+
+
+def _unpacked(file: IO[bytes], kind: str) -> IO[bytes]:
+    if kind == "gzip":
+        return cast("IO[bytes]", gzip.open(file))
+    return cast("IO[bytes]", bz2.open(file) if kind == "bzip2" else lzma.open(file))
 
 
 def _kind(head: bytes) -> str:

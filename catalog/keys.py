@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import itertools
 import math
 from collections import Counter
 from typing import NoReturn
@@ -79,7 +80,7 @@ def weakness(secret: bytes) -> str | None:
     head = secret[:4096]
     if any(head == (head[:period] * len(head))[: len(head)] for period in range(1, len(head) // 2 + 1)):
         return "it repeats itself"
-    steps = bytes((b - a) % 256 for a, b in zip(secret, secret[1:], strict=False))
+    steps = bytes((b - a) % 256 for a, b in itertools.pairwise(secret))
     if min(_bits(secret), _bits(steps)) < MIN_SECRET_BITS:
         return "it has too few different characters, or they follow one upon another"
     return None

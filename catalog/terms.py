@@ -30,7 +30,18 @@ CODECS = (
 """Those of DICOM's Specific Character Set (PS3.3 C.12.1.1.2), and of texts on Windows."""
 ESCAPES = re.compile(rb"\x1b[$(][()A-Z@]{1,2}|[\x0e\x0f]")
 SUFFIXES = frozenset({"jr", "sr", "ii", "iii", "iv", "md", "phd", "dr", "prof", "mr", "mrs", "ms"})
-TRANSLITERATED = {"ä": "ae", "ö": "oe", "ü": "ue", "ß": "ss", "å": "aa", "ø": "oe", "æ": "ae", "ł": "l", "đ": "d", "ñ": "ny"}
+TRANSLITERATED = {
+    "ä": "ae",
+    "ö": "oe",
+    "ü": "ue",
+    "ß": "ss",
+    "å": "aa",
+    "ø": "oe",
+    "æ": "ae",
+    "ł": "l",
+    "đ": "d",
+    "ñ": "ny",
+}
 
 
 @dataclass(frozen=True, slots=True)

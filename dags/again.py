@@ -234,9 +234,7 @@ def _shard_part(layout: Layout, shard: Shard, rows: pa.Table, origins: Origins, 
     write_rows(files, rows, lock_rows, PartAccount(series, 0, shard.bytes - len(END_OF_TAR), 0.0))
 
 
-def _rejects_part(
-    layout: Layout, rejects: pa.Table, origins: Origins, seen: _Seen, unknown: dict[str, int]
-) -> None:
+def _rejects_part(layout: Layout, rejects: pa.Table, origins: Origins, seen: _Seen, unknown: dict[str, int]) -> None:
     """The part that the rejects are. It also accounts for every series' objects, which no shard's part does."""
     files = PartFiles(_folder(layout), REJECTS_PART)
     lock_rows = origins.of(rejects)

@@ -11,7 +11,7 @@ import threading
 
 def keep_quiet() -> None:
     """From now on, exceptions that nobody catches in this process are one line each, and it leaves no core dump."""
-    sys.excepthook = lambda kind, error, trace: _say(error)
+    sys.excepthook = lambda _kind, error, _trace: _say(error)
     threading.excepthook = lambda caught: _say(caught.exc_value)
     sys.unraisablehook = lambda caught: _say(caught.exc_value)
     try:

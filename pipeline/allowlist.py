@@ -53,6 +53,10 @@ def _one_of(*allowed: str) -> Rule:
     return lambda value: value in known
 
 
+def _never(_value: Any) -> bool:
+    return False
+
+
 def _truth(value: Any) -> bool:
     return type(value) is bool
 
@@ -69,7 +73,7 @@ def _words(allowed: frozenset[str]) -> Rule:
 _IMAGE_TYPE = IMAGE_TYPE_THIRD | {"ORIGINAL", "DERIVED", "MIXED", "PRIMARY", "SECONDARY"}
 _PSEUDONYM, _SHA256, _SIDE = _hexadecimal(PSEUDONYM_DIGITS), _hexadecimal(64), _whole(1, 65_535)
 RULES: dict[str, Rule] = {
-    "key": _hexadecimal(KEY_DIGITS), "shard": lambda value: False, "offset": _whole(0, 0), "length": _whole(1, 1 << 40),
+    "key": _hexadecimal(KEY_DIGITS), "shard": _never, "offset": _whole(0, 0), "length": _whole(1, 1 << 40),
     "codec": _one_of("jhc", "png"), "sha256": _SHA256, "pixel_hash": _SHA256, "width": _SIDE, "height": _SIDE,
     "bits": lambda value: value in (8, 16), "channels": lambda value: value in (1, 3),
     "modality": _one_of(*MODALITIES), "body_part": _one_of(*body_part_terms()), "laterality": _one_of("L", "R", "B"),
@@ -89,7 +93,7 @@ RULES: dict[str, Rule] = {
     "field_strength": _number(0.01, 25), "sequence": _words(frozenset(SEQUENCES)), "sex": _one_of("F", "M", "O"),
     "age_years": _whole(0, 90), "intensity_unit": _one_of(*UNITS), "store_slope": _number(), "store_intercept": _number(),
     "p01": _number(), "p50": _number(), "p99": _number(), "foreground_fraction": _number(0, 1), "sharpness": _number(),
-    "noise": _number(), "clipped_fraction": _number(0, 1), "duplicate_of": lambda value: False,
+    "noise": _number(), "clipped_fraction": _number(0, 1), "duplicate_of": _never,
     "near_duplicate_of": _hexadecimal(KEY_DIGITS), "burned_in_text": _one_of(*BURNED_IN),
     "labels": lambda value: all(one in LABELS for one in value), "split": _one_of(*SPLITS),
     "deid_policy": _one_of(*(f"lumid-{policy}-{version}" for policy in ("public", "private") for version in range(1, 100))),
@@ -112,4 +116,5 @@ def checked(row: CatalogRow) -> CatalogRow:
         return row
     if needed := [name for name in wrong if name not in _NULLABLE]:
         raise ValueError(f"not allowed in the catalog: the value of {', '.join(needed)}")
-    return replace(row, **dict.fromkeys(wrong))
+    nothing: dict[str, Any] = dict.fromkeys(wrong)
+    return replace(row, **nothing)

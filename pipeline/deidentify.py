@@ -78,6 +78,7 @@ WITH_A_FACE = frozenset(
 )  # fmt: skip
 """Body parts whose slices can hold a face or a part of one."""
 
+
 @dataclass(frozen=True, slots=True)
 class Identity:
     """Pseudonyms of what a frame belongs to, and the uid that its key is made of (which stays in the pipeline)."""
@@ -189,19 +190,27 @@ def acquisition(header: FrameHeader, modality: str) -> Acquisition:
         return value
 
     def number(keyword: str, low: float, high: float, macro: str | None = None) -> float | None:
-        return told(keyword.lower(), header.get(keyword, macro), lambda: in_range(header.number(keyword, macro), low, high))
+        return told(
+            keyword.lower(), header.get(keyword, macro), lambda: in_range(header.number(keyword, macro), low, high)
+        )
 
     def term(column: str, stated: str, allowed: frozenset[str]) -> str | None:
         return told(column, stated, lambda: one_of(stated, allowed))
 
     maker, model, kernel = header.term("Manufacturer"), _text(header, "ManufacturerModelName"), _kernel(header)
     part, kind = _body_part(header), header.terms("ImageType")
-    strength, sequence, age = header.get("MagneticFieldStrength"), header.terms("ScanningSequence"), header.term("PatientAge")
+    strength, sequence, age = (
+        header.get("MagneticFieldStrength"),
+        header.terms("ScanningSequence"),
+        header.term("PatientAge"),
+    )
     found = Acquisition(
         modality=modality,
         body_part=told("body_part", part, lambda: next(filter(None, map(_body_part_term, part)), None)),
         laterality=term("laterality", _laterality(header), frozenset({"L", "R", "B"})),
-        view_position=told("view_position", view := _view(header), lambda: VIEW_OF_CODE.get(view) or one_of(view, VIEWS)),
+        view_position=told(
+            "view_position", view := _view(header), lambda: VIEW_OF_CODE.get(view) or one_of(view, VIEWS)
+        ),
         image_type=told("image_type", kind, lambda: _image_type(kind)),
         contrast=_contrast(header),
         photometric=term("photometric", header.term("PhotometricInterpretation"), PHOTOMETRIC),
@@ -210,7 +219,9 @@ def acquisition(header: FrameHeader, modality: str) -> Acquisition:
         kvp=number("KVP", 1, 500, "CTXRayDetailsSequence"),
         exposure=number("Exposure", 0, 10_000),
         kernel=told("kernel", kernel, lambda: kernel_term(kernel)),
-        field_strength=told("field_strength", strength, lambda: _field_strength(header.number("MagneticFieldStrength"))),
+        field_strength=told(
+            "field_strength", strength, lambda: _field_strength(header.number("MagneticFieldStrength"))
+        ),
         sequence=told("sequence", sequence, lambda: _sequence(header)),
         sex=term("sex", header.term("PatientSex"), frozenset({"F", "M", "O"})),
         age_years=told("age_years", age, lambda: _age(header)),

@@ -66,7 +66,10 @@ def _of_object(source: ListedSource, ref: ObjectRef, name: str, keyer: Keyer, po
         found = identify(header, keyer, collection=collection, policy=policy, source_id=ref.source_id)
     except Exception:  # a header that does not parse is rejected by a build, too
         return
-    patient, issuer = _text(header, "PatientID"), _text(header, "IssuerOfPatientID") if policy == "private" else collection
+    patient, issuer = (
+        _text(header, "PatientID"),
+        _text(header, "IssuerOfPatientID") if policy == "private" else collection,
+    )
     unstated = f"not stated; study of {name}"
     yield Mapped("patient", found.patient, _told("patient", patient, issuer) if patient else unstated)
     for column, keyword in KEYWORDS.items():

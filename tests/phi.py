@@ -42,8 +42,23 @@ TEXTS = {
 }  # fmt: skip
 PERSONS = ("ReferringPhysicianName", "PerformingPhysicianName", "OperatorsName", "NameOfPhysiciansReadingStudy", "RequestingPhysician",
            "PatientMotherBirthName", "ResponsiblePerson", "PhysiciansOfRecord", "OtherPatientNames")  # fmt: skip
-DATES = ("StudyDate", "SeriesDate", "AcquisitionDate", "ContentDate", "PatientBirthDate", "LastMenstrualDate", "DateOfLastCalibration")
-UIDS = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "FrameOfReferenceUID", "DeviceUID", "IrradiationEventUID")
+DATES = (
+    "StudyDate",
+    "SeriesDate",
+    "AcquisitionDate",
+    "ContentDate",
+    "PatientBirthDate",
+    "LastMenstrualDate",
+    "DateOfLastCalibration",
+)
+UIDS = (
+    "StudyInstanceUID",
+    "SeriesInstanceUID",
+    "SOPInstanceUID",
+    "FrameOfReferenceUID",
+    "DeviceUID",
+    "IrradiationEventUID",
+)
 SANITISED = {
     "BodyPartExamined": "CHEST J.QUIMBLEWORTH 12/03/1961", "Manufacturer": "Saint Wolfgangus Makerszky", "ManufacturerModelName": "Hackenbusch 3000",
     "ConvolutionKernel": "KOWALSKIEGO", "ScanningSequence": "HROTHGAR", "SequenceVariant": "BUTTERBLUM", "Laterality": "WIGGLESBOTTOM",
@@ -90,7 +105,10 @@ def make_corpus(folder: Path) -> Corpus:
         plant_header(corpus, dataset, charset, name)
         if number >= 4:
             plant_sanitised(corpus, dataset)
-        corpus.write(f"{corpus.plant('Euphrosyne Quackenbush')}/{corpus.plant('MRN' + corpus.number())}_{number}.dcm", as_bytes(dataset))
+        corpus.write(
+            f"{corpus.plant('Euphrosyne Quackenbush')}/{corpus.plant('MRN' + corpus.number())}_{number}.dcm",
+            as_bytes(dataset),
+        )
     plant_pixels(corpus)
     plant_others(corpus)
     return corpus
@@ -126,7 +144,9 @@ def plant_header(corpus: Corpus, dataset: FileDataset, charset: str | list[str],
     block.add_new(2, "UN", corpus.plant(f"unknown Rapunzelina {corpus.number()}").encode())
     dataset.add_new((0x6000, 0x0010), "US", 8)
     dataset.add_new((0x6000, 0x0022), "LO", corpus.plant(f"overlay by Sneewittchen {corpus.number()}"))
-    dataset.add_new((0x6000, 0x3000), "OW", corpus.plant(f"overlaydata Dornroschen {corpus.number()} ").encode().ljust(64))
+    dataset.add_new(
+        (0x6000, 0x3000), "OW", corpus.plant(f"overlaydata Dornroschen {corpus.number()} ").encode().ljust(64)
+    )
     dataset.preamble = corpus.plant(f"preamble of Hansel Gretelmann {corpus.number()}").encode().ljust(128)
     dataset.file_meta.SourceApplicationEntityTitle = corpus.plant("AET" + corpus.number())
     dataset.file_meta.ImplementationVersionName = corpus.plant("IVN" + corpus.number())
@@ -147,7 +167,13 @@ def plant_sanitised(corpus: Corpus, dataset: FileDataset) -> None:
 def plant_pixels(corpus: Corpus) -> None:
     """Texts beside the pixels: after the last frame, in a comment of a codestream; and headers that are rejected."""
     tail = corpus.plant(f"afterpixels Blaubartholomae {corpus.number()}").encode()
-    plain = image(gradient(), PatientID=corpus.plant(corpus.number()), StudyInstanceUID="1.5", SeriesInstanceUID="1.5.1", SOPInstanceUID="1.5.2")
+    plain = image(
+        gradient(),
+        PatientID=corpus.plant(corpus.number()),
+        StudyInstanceUID="1.5",
+        SeriesInstanceUID="1.5.1",
+        SOPInstanceUID="1.5.2",
+    )
     plain.PixelData = plain.PixelData + tail + b" " * (len(tail) % 2)
     corpus.write("tail.dcm", as_bytes(plain) + corpus.plant(f"afterdataset Kasperlina {corpus.number()}").encode())
     jpeg = pydicom.dcmread(TEST_FILES / "SC_rgb_jpeg_dcmtk.dcm")
@@ -160,7 +186,12 @@ def plant_pixels(corpus: Corpus) -> None:
         ({"Modality": "ZWACKELMANN"}, {"PhotometricInterpretation": "HACKENBUSCH"}, {"NumberOfFrames": 19610312},
          {"BurnedInAnnotation": "YES"}, {"Rows": 0}, {"BitsAllocated": 13})
     ):  # fmt: skip
-        odd = image(gradient(), PatientID=corpus.plant(corpus.number()), PatientName=corpus.plant("Ederlezi^Kunibert"), **changes)
+        odd = image(
+            gradient(),
+            PatientID=corpus.plant(corpus.number()),
+            PatientName=corpus.plant("Ederlezi^Kunibert"),
+            **changes,
+        )
         odd.SOPInstanceUID = corpus.plant(f"1.2.840.55.{corpus.number(9)}.{number}")
         corpus.write(f"odd-{number}.dcm", as_bytes(odd))
     whole = (TEST_FILES / "MR_small.dcm").read_bytes()
@@ -187,7 +218,12 @@ def plant_others(corpus: Corpus) -> None:
     corpus.write("nested/notes.txt", corpus.plant("Geheimrat^Notburga").encode())
     corpus.write(f"letter {corpus.plant('Petronella Zipfelmeier')}.pdf", b"%PDF-1.4 " + b"Petronella Zipfelmeier")
     corpus.write("empty.dcm", b"")
-    member = image(gradient(high=800), PatientID=corpus.plant(corpus.number()), PatientName=corpus.plant("Zipperlein^Amalia"), SOPInstanceUID="1.7")
+    member = image(
+        gradient(high=800),
+        PatientID=corpus.plant(corpus.number()),
+        PatientName=corpus.plant("Zipperlein^Amalia"),
+        SOPInstanceUID="1.7",
+    )
     packed = io.BytesIO()
     with zipfile.ZipFile(packed, "w") as archive:
         archive.writestr(f"{corpus.plant('Zipperlein_Amalia_19330412')}/a.dcm", as_bytes(member))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -137,7 +138,13 @@ def test_no_identifier_leaves_a_build(sandbox: Sandbox, policy: str) -> None:
     assert "DEBUG" in sandbox.said()
     manifest = read_manifest(out)
     assert manifest.counts.kept >= 8, manifest.rejects
-    assert {"unsupported_modality", "truncated", "unsupported_syntax", "decode_failed", "text_in_pixels"} <= manifest.rejects.keys()
+    assert {
+        "unsupported_modality",
+        "truncated",
+        "unsupported_syntax",
+        "decode_failed",
+        "text_in_pixels",
+    } <= manifest.rejects.keys()
     assert {"body_part", "manufacturer", "model_name", "kvp"} <= manifest.unknown.keys()
     rows = ds.dataset(Layout(out).catalog, partitioning="hive").to_table().to_pylist()
     assert max(row["age_years"] or 0 for row in rows) == 90
@@ -164,8 +171,7 @@ def test_no_identifier_leaves_a_build_that_fails(sandbox: Sandbox, what: str, pa
     done = sandbox.run("build", sandbox.recipe("public"), "--out", out, "--workers", "2", patch=patch)
     assert done.returncode == code, done.stderr
     assert "Traceback" not in done.stderr
-    assert len(done.stderr.strip().splitlines()) <= 6
-    found = sandbox.audit()
+    assert len([line for line in done.stderr.splitlines() if not re.match("(scan|ingest|pack): ", line)]) <= 3
     (sandbox.folder / "patch").rename(sandbox.folder.parent / "patch-aside")
     found = sandbox.audit()
     assert is_clean(found), found.findings[:5]
@@ -205,10 +211,14 @@ def test_a_patient_keeps_its_pseudonym_in_another_build_under_the_same_secret(sa
     seen = []
     for name, collection in (("one", "first"), ("two", "second")):
         recipe = sandbox.recipe("private")
-        recipe.write_text(recipe.read_text().replace('modality = "CR"', f'modality = "CR"\ncollection = "{collection}"'))
+        recipe.write_text(
+            recipe.read_text().replace('modality = "CR"', f'modality = "CR"\ncollection = "{collection}"')
+        )
         assert sandbox.run("build", recipe, "--out", sandbox.folder / name, "--workers", "1").returncode == 0
         rows = ds.dataset(Layout(sandbox.folder / name).catalog, partitioning="hive").to_table().to_pylist()
-        seen.append({row["instance"]: (row["patient"], row["study"], row["series"]) for row in rows if row["modality"] != "CR"})
+        seen.append(
+            {row["instance"]: (row["patient"], row["study"], row["series"]) for row in rows if row["modality"] != "CR"}
+        )
     assert seen[0] == seen[1] != {}
     key = tmp_path / "key"
     key.write_text(SECRET)
@@ -217,4 +227,6 @@ def test_a_patient_keeps_its_pseudonym_in_another_build_under_the_same_secret(sa
     assert done.returncode == 0, done.stderr
     assert mapped.stat().st_mode & 0o777 == 0o600
     lines = mapped.read_text().splitlines()
-    assert {patient for patient, _, _ in seen[0].values()} <= {line.split(",")[1] for line in lines if line.startswith("patient,")}
+    assert {patient for patient, _, _ in seen[0].values()} <= {
+        line.split(",")[1] for line in lines if line.startswith("patient,")
+    }

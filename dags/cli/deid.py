@@ -35,7 +35,9 @@ app.add_typer(deid)
 
 
 @key.command("new")
-def new_key(file: Annotated[Path, typer.Argument(metavar="FILE", help="Where the secret goes; must not exist.")]) -> None:
+def new_key(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Where the secret goes; must not exist.")],
+) -> None:
     """Make a secret for policy 'private', readable by you alone. It is not shown; nothing else is made from it.
 
     Keep it: without it the same patient gets another pseudonym. Who has it can look patients up.
@@ -46,20 +48,25 @@ def new_key(file: Annotated[Path, typer.Argument(metavar="FILE", help="Where the
     """
     with _private_file(file) as out:
         out.write(secrets.token_hex(SECRET_BYTES) + "\n")
-    typer.echo(f"{file}: a new secret, readable by you alone; name it in the recipe: [deid] policy = 'private', key_file")
+    typer.echo(
+        f"{file}: a new secret, readable by you alone; name it in the recipe: [deid] policy = 'private', key_file"
+    )
 
 
 @deid.command("map")
 def map_pseudonyms(
     folder: Annotated[
-        Path | None, typer.Argument(metavar="[FOLDER]", help="Folder of the images that were built.", show_default=False)
+        Path | None,
+        typer.Argument(metavar="[FOLDER]", help="Folder of the images that were built.", show_default=False),
     ] = None,
     out: Annotated[
-        str, typer.Option(metavar="FILE", help="CSV to write, for you alone; - for standard output.", show_default=False)
+        str,
+        typer.Option(metavar="FILE", help="CSV to write, for you alone; - for standard output.", show_default=False),
     ] = "",
     patient: Annotated[list[str] | None, typer.Option(metavar="ID", help="A PatientID to map.")] = None,
     uid: Annotated[
-        list[str] | None, typer.Option(metavar="UID", help="A UID to map, as study, series, instance and frame of reference.")
+        list[str] | None,
+        typer.Option(metavar="UID", help="A UID to map, as study, series, instance and frame of reference."),
     ] = None,
     issuer: Annotated[str, typer.Option(help="With --patient: IssuerOfPatientID; under 'public' the collection.")] = "",
     find: Annotated[
@@ -82,11 +89,13 @@ def map_pseudonyms(
 
         lumid deid map --patient 4711 --issuer CLINIC --key-file ~/lumid.key --out -
     """
-    from lumid.pipeline.mapping import KEYWORDS, Mapped, map_ids
+    from lumid.pipeline.mapping import KEYWORDS, map_ids
     from lumid.pipeline.recipe import DeidSettings, make_keyer
 
     if not out:
-        raise UsageError("say where the mapping goes: --out FILE, or --out - for standard output; it identifies patients")
+        raise UsageError(
+            "say where the mapping goes: --out FILE, or --out - for standard output; it identifies patients"
+        )
     if (folder is None) == (not patient and not uid):
         raise UsageError("give a FOLDER, or --patient and --uid; `lumid deid map --help` has examples")
     keyer = make_keyer(DeidSettings(policy=policy, key_file=str(key_file) if key_file else None, key_env=key_env))
@@ -159,7 +168,8 @@ def _private_file(path: Path) -> Iterator[TextIO]:
 def audit(
     dataset: Annotated[Path, typer.Argument(metavar="DATASET", help="Folder of a data set, or any other.")],
     terms: Annotated[
-        Path, typer.Option(metavar="FILE", help="What must not be in it: names, numbers, dates, UIDs; UTF-8, one a line.")
+        Path,
+        typer.Option(metavar="FILE", help="What must not be in it: names, numbers, dates, UIDs; UTF-8, one a line."),
     ],
     logs: Annotated[
         list[Path] | None, typer.Option(metavar="FOLDER", help="A folder or file of logs to search, too.")
@@ -218,7 +228,9 @@ def _print_audit(dataset: Path, found: Audit) -> None:
     if not found.finished:
         typer.echo(f"note     {dataset} is no finished data set (no dataset.json)")
     lines = len({one.line for one in found.findings})
-    typer.echo(f"{dataset}: " + ("CLEAN" if found.clean else f"{lines:,} terms FOUND, {len(found.unsearched):,} files unread"))
+    typer.echo(
+        f"{dataset}: " + ("CLEAN" if found.clean else f"{lines:,} terms FOUND, {len(found.unsearched):,} files unread")
+    )
 
 
 @contextmanager

@@ -39,7 +39,9 @@ NAME = "Quimbleworth^Zebediah^Ulysses"
 def found_in(text: str | bytes, *terms: str, name_parts: bool = False) -> set[int]:
     """The lines of the terms that are found in a text."""
     data = text if isinstance(text, bytes) else text.encode()
-    patterns = [one for line, term in enumerate(terms, 1) for one in patterns_of(Term(line, term), name_parts=name_parts)]
+    patterns = [
+        one for line, term in enumerate(terms, 1) for one in patterns_of(Term(line, term), name_parts=name_parts)
+    ]
     return {match.pattern.line for match in Matcher(patterns).in_text(data, Passed())}
 
 
@@ -59,7 +61,10 @@ def test_a_name_is_found_in_every_order(written: str) -> None:
     assert found_in(f"x {written} y", "Ebenezer Scrooge") == set()
 
 
-@pytest.mark.parametrize("term", ["Böhmelfürst^Jörgfried", "Люксембург^Роза", "山桜^太郎兵", "洪^吉洞東", "Wáng^XiǎoDōng", "O'Flannigan^Mairéad"])
+@pytest.mark.parametrize(
+    "term",
+    ["Böhmelfürst^Jörgfried", "Люксембург^Роза", "山桜^太郎兵", "洪^吉洞東", "Wáng^XiǎoDōng", "O'Flannigan^Mairéad"],
+)
 @pytest.mark.parametrize(
     "write",
     [
@@ -106,7 +111,13 @@ def test_a_date_is_found_in_every_form(written: str) -> None:
 @given(st.dates(date(1801, 1, 1), date(2199, 12, 31)))
 def test_every_form_of_a_date_that_has_four_digits_for_the_year_means_it(day: date) -> None:
     for text, form in date_forms(day):
-        if str(day.year) in text and form != "date, YYYYMMDD" and len(text) > 8 and "_" not in text and "年" not in text:
+        if (
+            str(day.year) in text
+            and form != "date, YYYYMMDD"
+            and len(text) > 8
+            and "_" not in text
+            and "年" not in text
+        ):
             assert day in parse_dates(text), text
 
 
@@ -127,7 +138,14 @@ def _png(text: str, packed: bool) -> bytes:
     image = encode(gradient(64, 64, high=60_000).astype("uint16"), "png")
     data = b"Comment\0" + (b"\0" + zlib.compress(text.encode()) if packed else text.encode())
     kind = b"zTXt" if packed else b"tEXt"
-    return image[:33] + struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) + image[33:]
+    return (
+        image[:33]
+        + struct.pack(">I", len(data))
+        + kind
+        + data
+        + struct.pack(">I", zlib.crc32(kind + data))
+        + image[33:]
+    )
 
 
 def _tar(members: dict[str, bytes], **attributes: str) -> bytes:
@@ -208,7 +226,11 @@ def test_numbers_and_dates_of_parquet_are_compared_by_value(tmp_path: Path) -> N
     )  # fmt: skip
     pq.write_table(table, tmp_path / "a.parquet")
     found = run(tmp_path, "4711007", "12/03/1961")
-    assert {(one.place, one.line) for one in found.findings} == {("whole, row 1", 1), ("real, row 0", 2), ("day, row 0", 2)}
+    assert {(one.place, one.line) for one in found.findings} == {
+        ("whole, row 1", 1),
+        ("real, row 0", 2),
+        ("day, row 0", 2),
+    }
 
 
 def test_a_term_across_two_windows_is_found_once(tmp_path: Path) -> None:
@@ -256,7 +278,11 @@ def test_short_terms_are_not_found_by_chance_in_pixels(tmp_path: Path) -> None:
 
 
 @settings(max_examples=25, deadline=None)
-@given(st.text(st.characters(categories=("L", "N", "P", "Zs")), min_size=6, max_size=40).map(str.strip).filter(lambda text: len(text) >= 6))
+@given(
+    st.text(st.characters(categories=("L", "N", "P", "Zs")), min_size=6, max_size=40)
+    .map(str.strip)
+    .filter(lambda text: len(text) >= 6)
+)
 def test_any_term_is_found_as_it_is_written(text: str) -> None:
     assert found_in(f"\n{text}\n", text) == {1}
     assert found_in(json.dumps(f"<{text}>"), text) == {1}
