@@ -21,9 +21,11 @@ import pyarrow.dataset as ds
 import pydicom
 from rich.console import Console
 
+sys.path.pop(0)  # this folder: a tool has the name of this file
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from lumid.catalog.audit import audit
+from lumid.catalog.keys import PUBLIC_SECRET, Keyer
 from lumid.catalog.layout import Layout
 from lumid.catalog.terms import Term, read_terms
 from lumid.dags.build import build
@@ -65,9 +67,9 @@ def with_deid(source: Path, target: Path) -> None:
 
 TOOLS: dict[str, Callable[[Path, Path], None]] = {
     "copied": lambda source, target: pydicom.dcmread(source, force=True).save_as(target),
-    "deid": with_deid,  # before the others: what they do to pydicom's settings stops it
     "dicognito": with_dicognito,
     "dicom-anonymizer": with_dicom_anonymizer,
+    "deid": with_deid,
 }
 
 
@@ -142,8 +144,6 @@ def row_of_lumid(inputs: Path, out: Path, terms: list[Term]) -> None:
             by_size[path] = useful_of(path)
         except Exception:
             continue
-    from lumid.catalog.keys import PUBLIC_SECRET, Keyer
-
     keyer = Keyer(PUBLIC_SECRET)
     of_instance = {row["source_id"]: row for row in rows}
     for path, before in by_size.items():

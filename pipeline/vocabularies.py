@@ -7,9 +7,11 @@ makes another text of it, which no vocabulary holds.
 from __future__ import annotations
 
 import re
-from functools import cache
+from functools import cache, lru_cache
 from importlib import resources
 
+REMEMBERED = 1024
+"""Texts whose term is remembered: slices of a series all state the same."""
 VIEWS = frozenset(
     {"AP", "PA", "LL", "RL", "RLD", "LLD", "RLO", "LLO", "CC", "MLO", "ML", "LM", "LMO", "XCC", "XCCL", "XCCM", "SIO", "ISO",
      "LAT", "LATERAL", "OBL", "FB"}
@@ -92,6 +94,7 @@ def _manufacturers() -> list[tuple[str, str]]:
     return sorted(pairs, key=lambda pair: -len(pair[0]))
 
 
+@lru_cache(maxsize=REMEMBERED)
 def body_part_term(stated: str) -> str | None:
     """The vocabulary's term for a body part as someone wrote it; None for what it does not know.
 
@@ -115,11 +118,13 @@ def body_part_terms() -> list[str]:
     return sorted(set(_body_parts().values()))
 
 
+@lru_cache(maxsize=REMEMBERED)
 def model_term(stated: str) -> str | None:
     """A model's name as the vocabulary writes it; None for what it does not know."""
     return _models().get(squeeze(stated))
 
 
+@lru_cache(maxsize=REMEMBERED)
 def manufacturer_term(stated: str) -> str | None:
     """A maker's name, by how the stated one begins; None for what is not known.
 
@@ -136,6 +141,7 @@ def manufacturer_names() -> frozenset[str]:
     return frozenset(name for _, name in _manufacturers())
 
 
+@lru_cache(maxsize=REMEMBERED)
 def kernel_term(stated: str) -> str | None:
     """A reconstruction kernel, where it is a known word (in upper case) or has the form of a maker's; else None.
 
