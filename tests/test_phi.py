@@ -223,6 +223,21 @@ def test_a_patient_keeps_its_pseudonym_in_another_build_under_the_same_secret(sa
     assert seen[0] == seen[1] != {}
     key = tmp_path / "key"
     key.write_text(SECRET)
+    command = (
+        "build",
+        "--source",
+        sandbox.corpus.folder,
+        "--collection",
+        "third",
+        "--key-file",
+        key,
+        "--out",
+        sandbox.folder / "three",
+    )
+    assert sandbox.run(*command, "--workers", "1").returncode == 0
+    rows = ds.dataset(Layout(sandbox.folder / "three").catalog, partitioning="hive").to_table().to_pylist()
+    assert {row["deid_policy"] for row in rows} == {policy_name("private")}
+    assert {row["patient"] for row in rows} & {patient for patient, _, _ in seen[0].values()}
     mapped = tmp_path / "map.csv"
     done = sandbox.run("deid", "map", sandbox.corpus.folder, "--key-file", key, "--out", mapped)
     assert done.returncode == 0, done.stderr

@@ -219,7 +219,7 @@ def _print_audit(dataset: Path, found: Audit) -> None:
     kinds = ", ".join(f"{count:,} {kind}" for kind, count in covered.kinds.items() if kind != "folder")
     parts = ", ".join(f"{count:,} {kind}" for kind, count in covered.parts.items())
     rate = covered.bytes / 1e6 / max(covered.seconds, 1e-9)
-    typer.echo(f"searched {covered.files:,} files ({kinds}), {covered.bytes / 1e6:,.1f} MB, {rate:,.0f} MB/s")
+    typer.echo(f"searched {covered.files:,} files ({kinds}), {covered.bytes / 1e6:,.1f} MB, {rate:,.1f} MB/s")
     typer.echo(f"in them  {parts or 'nothing packed'}")
     typer.echo(f"for      {covered.terms:,} terms in {covered.patterns:,} forms")
     for why, count in covered.passed_over.items():

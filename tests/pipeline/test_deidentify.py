@@ -16,11 +16,18 @@ from pydicom import Dataset, dcmread
 from lumid.catalog.keys import PUBLIC_SECRET, Keyer
 from lumid.catalog.schema import CATALOG, CatalogRow
 from lumid.pipeline.allowlist import RULES, checked
+from lumid.pipeline.batches import Batch
 from lumid.pipeline.convert import sniff
 from lumid.pipeline.decode import FrameHeader, parse
 from lumid.pipeline.deidentify import WITH_A_FACE, Acquisition, acquisition, identify, modality_of, with_a_face
 from lumid.pipeline.geometry import geometry
+from lumid.pipeline.ingest import ingest
+from lumid.pipeline.parts import series_account
+from lumid.pipeline.recipe import make_keyer
+from lumid.pipeline.recipe_files import parse_recipe
 from lumid.pipeline.reject import Reject
+from lumid.pipeline.scan import group_series, scan
+from lumid.pipeline.sources import open_listed
 from lumid.pipeline.vocabularies import (
     body_part_of_code,
     body_part_term,
@@ -29,7 +36,7 @@ from lumid.pipeline.vocabularies import (
     manufacturer_term,
     model_term,
 )
-from tests.dicom import SHARED, TEST_FILES, gradient, image
+from tests.dicom import SHARED, TEST_FILES, as_bytes, gradient, image
 from tests.factory import make_image, make_sample
 
 ANNEX_L = [
@@ -251,3 +258,28 @@ def test_what_real_files_state_in_the_standard_way_survives(folder: Path) -> Non
 def test_models_of_the_public_archives_are_known() -> None:
     dataset = dcmread(TEST_FILES / "CT_small.dcm", stop_before_pixels=True)
     assert model_term(str(dataset.ManufacturerModelName)) == "RHAPSODE"
+
+
+def test_a_recipe_that_leaves_faces_out_rejects_them_with_a_reason(tmp_path: Path) -> None:
+    parts = {"1": "HEAD", "2": "CHEST", "3": "", "4": "J.SMITH HEAD"}
+    for number, part in parts.items():
+        one = image(gradient(high=900), BodyPartExamined=part, SOPInstanceUID=f"1.{number}", SeriesInstanceUID=f"2.{number}", RescaleIntercept=-1024, RescaleSlope=1)  # fmt: skip
+        (tmp_path / f"{number}.dcm").write_bytes(as_bytes(one))
+    found = {}
+    for exclude in (False, True):
+        recipe = parse_recipe(
+            f'name = "x"\n[[sources]]\nkind = "folder"\npath = "{tmp_path}"\n[deid]\nexclude_head_slices = {str(exclude).lower()}\n',
+            "f", base=tmp_path,
+        )  # fmt: skip
+        keyer = make_keyer(recipe.deid)
+        source = open_listed(recipe.sources[0], recipe, keyer)  # type: ignore[arg-type]
+        series = group_series(scan(source, source.objects(), keyer, "public"), source.provenance)
+        result = ingest(Batch("b", 0, tuple(series)), source, recipe, keyer)
+        found[exclude] = (
+            sorted(one.row.body_part or "" for one in result.samples),
+            [(one.stage, one.code) for one in result.rejects],
+        )
+        assert sum((Counter(dict(series_account(one).unknown)) for one in result.series), Counter()) == (
+            {} if exclude else {"body_part": 1}
+        )
+    assert found == {False: (["", "", "CHEST", "HEAD"], []), True: (["CHEST"], [("deidentify", "face")] * 3)}
