@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
 from dataclasses import fields, replace
 from pathlib import Path
@@ -283,3 +284,10 @@ def test_a_recipe_that_leaves_faces_out_rejects_them_with_a_reason(tmp_path: Pat
             {} if exclude else {"body_part": 1}
         )
     assert found == {False: (["", "", "CHEST", "HEAD"], []), True: (["CHEST"], [("deidentify", "face")] * 3)}
+
+
+def test_the_page_says_of_every_column_what_is_done() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "deidentification.md").read_text("utf-8")
+    table = page[page.index("| column | from |") :].split("\n\n")[0]
+    named = re.findall(r"`([a-z0-9_]+)`", "".join(line.split("|")[1] for line in table.splitlines()[2:]))
+    assert sorted(named) == sorted(CATALOG.names)
