@@ -8,7 +8,7 @@ import os
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -100,7 +100,11 @@ class Counts:
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """``dataset.json``: what the data set is and what it was made from."""
+    """``dataset.json``: what the data set is and what it was made from.
+
+    ``unknown``: by column of the catalog, samples whose header states something there that the column's vocabulary does
+    not know: the row has null, and the text is kept nowhere.
+    """
 
     name: str
     format_version: int
@@ -115,6 +119,7 @@ class Manifest:
     rejects: dict[str, int]
     shards: tuple[Shard, ...]
     build: dict[str, Any]
+    unknown: dict[str, int] = field(default_factory=dict)
 
     def to_json(self) -> str:
         """The manifest as it is written."""

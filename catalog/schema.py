@@ -11,7 +11,7 @@ from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 import pyarrow as pa
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 """Version of the layout on disk and of the pixels' meaning: a change here makes old parts stale."""
 
 MODALITIES = ("CT", "MR", "PT", "CR", "DX", "MG", "XA", "RF", "NM", "US", "SC", "OT")
@@ -89,6 +89,13 @@ class CatalogRow:
     study: Annotated[str, Column("pseudonym of the study", dicom="StudyInstanceUID (0020,000D)")]
     series: Annotated[str, Column("pseudonym of the series", dicom="SeriesInstanceUID (0020,000E)")]
     instance: Annotated[str, Column("pseudonym of the DICOM object", dicom="SOPInstanceUID (0008,0018)")]
+    frame_of_reference: Annotated[
+        str | None,
+        Column(
+            "pseudonym of the frame of reference: series that share it share their coordinates",
+            dicom="FrameOfReferenceUID (0020,0052)",
+        ),
+    ] = None
     frame: Annotated[int, Column("frame of a multi-frame object, from 0")]
     slice_position: Annotated[
         float | None, Column("position along the slice normal", "mm", "ImagePositionPatient (0020,0032)")
@@ -258,6 +265,7 @@ REASONS: dict[str, str] = {
     "exact_duplicate": "the very same pixels are in the data set already, under a smaller key",
     "near_duplicate": "nearly the same image as another of its series",
     "text_in_pixels": "the header says that identifying text is burned into the pixels, or the policy needs a check that was not possible",
+    "face": "a slice that can hold a part of a face, or is of a body part that is not known, which the recipe leaves out",
     "internal_error": "lumid failed on it: please report the stage and the place named in the message",
 }
 """Every reason code, with what it means."""

@@ -104,7 +104,7 @@ def lay_base(layout: Layout, manifest: Manifest, progress: BuildProgress) -> Non
     seen = _Seen(lock)
     for shard, rows in shard_rows(layout, manifest):
         _shard_part(layout, shard, rows, origins, seen)
-    _rejects_part(layout, rejects, origins, seen)
+    _rejects_part(layout, rejects, origins, seen, manifest.unknown)
     identity = lock.replace_schema_metadata({IDENTITY: _identity(manifest)})
     write_table(_base_lock(layout), identity)  # last: with it, the base is whole
 
@@ -234,7 +234,7 @@ def _shard_part(layout: Layout, shard: Shard, rows: pa.Table, origins: Origins, 
     write_rows(files, rows, lock_rows, PartAccount(series, 0, shard.bytes - len(END_OF_TAR), 0.0))
 
 
-def _rejects_part(layout: Layout, rejects: pa.Table, origins: Origins, seen: _Seen) -> None:
+def _rejects_part(layout: Layout, rejects: pa.Table, origins: Origins, seen: _Seen, unknown: dict[str, int]) -> None:
     """The part that the rejects are. It also accounts for every series' objects, which no shard's part does."""
     files = PartFiles(_folder(layout), REJECTS_PART)
     lock_rows = origins.of(rejects)
@@ -249,7 +249,7 @@ def _rejects_part(layout: Layout, rejects: pa.Table, origins: Origins, seen: _Se
     )
     files.folder.mkdir(parents=True, exist_ok=True)
     write_rejects_of(files, rejects, lock_rows)
-    write_rows(files, CATALOG.empty_table(), [], PartAccount(series, 0, 0, 0.0))
+    write_rows(files, CATALOG.empty_table(), [], PartAccount(series, 0, 0, 0.0, tuple(unknown.items())))
 
 
 def _rejects(layout: Layout) -> pa.Table:

@@ -72,6 +72,18 @@ def claimed(layout: Layout, recipe: Recipe) -> Iterator[None]:
 
 
 @contextmanager
+def nothing_unpacked_left(layout: Layout) -> Iterator[None]:
+    """What a build unpacks is as its source is, names and all: one that fails does not leave it beside its data set."""
+    try:
+        yield
+    except BaseException:
+        if layout.unpacked.exists():
+            with contextlib.suppress(LumidError, OSError), _lock(layout):  # another build may be at it
+                shutil.rmtree(layout.unpacked, ignore_errors=True)
+        raise
+
+
+@contextmanager
 def nobody_builds(layout: Layout) -> Iterator[None]:
     """As long as this lasts, no build of this data set begins. Raises :class:`LumidError` when one is under way."""
     was_there = layout.work.exists()

@@ -21,6 +21,7 @@ from lumid.dags.begin import (
     archives_answer,
     check_fetching,
     claimed,
+    nothing_unpacked_left,
     open_listed_sources,
     reads_remotely,
     remove_work,
@@ -63,7 +64,7 @@ def build(
     the user can mend.
     """
     layout = Layout(out)
-    with storage_errors(out):
+    with storage_errors(out), nothing_unpacked_left(layout):
         finished, again = _look(layout, recipe)
         sources = _open_sources(recipe, layout, needed=finished is None or again is not None)
         listings = {number: source.objects() for number, source in sources.items()}

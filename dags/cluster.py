@@ -15,6 +15,7 @@ from distributed import Client, LocalCluster, Worker
 from distributed.diagnostics.plugin import WorkerPlugin
 
 from lumid.catalog.errors import LumidError
+from lumid.dags.quiet import keep_quiet
 from lumid.dags.turns import set_threads
 
 LOST_AFTER_S = 3.0
@@ -58,7 +59,10 @@ class QuietWorker(WorkerPlugin):
         for name in ("distributed", "distributed.worker"):
             logging.getLogger(name).setLevel(logging.CRITICAL)
         if self.own_process:  # decoders in C print what they think of a file, and Dask what it thinks of a task
-            os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+            keep_quiet()
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, 1)
+            os.dup2(nowhere, 2)
 
 
 @contextmanager

@@ -95,6 +95,7 @@ def pack(
         rejects=dict(sorted(reasons.items())),
         shards=tuple(sorted(shards, key=lambda shard: shard.name)),
         build={},
+        unknown=dict(sorted(sum((account.unknown for account in accounts), Counter[str]()).items())),
     )
 
 

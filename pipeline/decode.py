@@ -125,7 +125,9 @@ def image_size(dataset: Dataset, limits: Limits) -> ImageSize | Reject:
         return Reject("decode", "missing_tag", "NumberOfFrames")
     frames = max(claimed or 1, 1)  # 0 is written by some for "one"
     if rows * columns > limits.max_pixels or frames > limits.max_frames:
-        return Reject("decode", "absurd_size", f"{rows} × {columns} × {frames}")
+        # a number of the header's own is shown only where it cannot be a date
+        many = str(frames) if frames <= limits.max_frames else f"more than {limits.max_frames}"
+        return Reject("decode", "absurd_size", f"{rows} × {columns} × {many}")
     syntax = transfer_syntax(dataset)
     if syntax is None:
         return Reject("decode", "missing_tag", "TransferSyntaxUID")

@@ -16,6 +16,8 @@ PROJECTIONS = frozenset({"CR", "DX", "MG", "XA", "RF"})
 PICTURES = frozenset({"SC", "OT"})
 SPACING_KINDS = ("patient", "calibrated", "detector", "nominal", "unstated")
 MAX_SPACING_MM = 100.0
+MAX_POSITION_MM = 10_000.0
+"""No table is longer: what lies beyond is no position."""
 OBLIQUE_DEGREES = 20.0
 SAME_DIRECTION_DEGREES = 1.0
 SAME_POSITION_MM = 0.01
@@ -166,6 +168,8 @@ def _placed(orientation: list[float], position: list[float]) -> Placed | None:
     if normal is None or len(position) != 3:
         return None
     along = normal[0] * position[0] + normal[1] * position[1] + normal[2] * position[2]
+    if abs(along) > MAX_POSITION_MM:
+        return None
     x, y, z = (round(value, 6) + 0.0 for value in normal)  # no negative zeros
     return Placed((x, y, z), round(along, 4) + 0.0)
 

@@ -174,7 +174,7 @@ def _collections(settings: IdcSettings, index: Path) -> list[str]:
 def _body_parts(wanted: Sequence[str], index: Path) -> list[str]:
     """How archives write the wanted body parts."""
     # the vocabulary's module brings the decoders, which most plans do without
-    from lumid.pipeline.deidentify import body_part_term, body_part_terms
+    from lumid.pipeline.vocabularies import body_part_term, body_part_terms
 
     terms = set()
     for name in wanted:

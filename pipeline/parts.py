@@ -34,6 +34,7 @@ class SeriesAccount:
     """What a part holds of one series.
 
     ``unfetched``: frames that the archive did not give; ``unreached``: those of them for which nobody answered at all.
+    ``unknown``: by column, samples whose header states something there that the column's vocabulary does not know.
     """
 
     lock_row: int
@@ -42,6 +43,7 @@ class SeriesAccount:
     rejected: int
     unfetched: int = 0
     unreached: int = 0
+    unknown: tuple[tuple[str, int], ...] = ()
 
     @property
     def planned(self) -> int:
@@ -51,12 +53,16 @@ class SeriesAccount:
 
 @dataclass(frozen=True, slots=True)
 class PartAccount:
-    """What a part says of itself: enough to count a whole build without opening the parts' rows."""
+    """What a part says of itself: enough to count a whole build without opening the parts' rows.
+
+    ``earlier``: :attr:`unknown` of a finished data set that was laid out as parts, which does not tell it by series.
+    """
 
     series: tuple[SeriesAccount, ...]
     source_bytes: int
     sample_bytes: int
     seconds: float
+    earlier: tuple[tuple[str, int], ...] = ()
 
     @property
     def objects(self) -> int:
@@ -87,6 +93,11 @@ class PartAccount:
     def unreached(self) -> bool:
         """Whether nobody answered for any of it."""
         return bool(self.series) and all(one.unreached and one.unreached == one.planned for one in self.series)
+
+    @property
+    def unknown(self) -> Counter[str]:
+        """Samples by column whose header states what the column's vocabulary does not know."""
+        return sum((Counter(dict(one.unknown)) for one in self.series), Counter(dict(self.earlier)))
 
     def without(self, lock_rows: frozenset[int]) -> PartAccount:
         """The account without these series."""
@@ -153,7 +164,8 @@ def series_account(series: SeriesResult) -> SeriesAccount:
     lost = [row for row in series.rejects if row.code == UNFETCHED]
     unreached = sum(row.frames for row in lost if NO_CONNECTION in row.message or NO_ANSWER in row.message)
     unfetched = sum(row.frames for row in lost)
-    return SeriesAccount(series.lock_row, series.objects, len(series.samples), rejected, unfetched, unreached)
+    unknown = tuple(sorted(Counter(column for sample in series.samples for column in sample.unknown).items()))
+    return SeriesAccount(series.lock_row, series.objects, len(series.samples), rejected, unfetched, unreached, unknown)
 
 
 def write_rejects_of(files: PartFiles, rejects: pa.Table, lock_rows: Sequence[int]) -> None:
@@ -165,7 +177,7 @@ def write_rows(files: PartFiles, rows: pa.Table, lock_rows: Sequence[int], accou
     """Write a part's rows (under :data:`CATALOG`, by key) with the row of the lock of each, and the account: the part is whole."""
     table = rows.append_column(LOCK_ROW, pa.array(lock_rows, LOCK_ROW.type))
     facts = {"series": [astuple(one) for one in account.series], "source_bytes": account.source_bytes, "sample_bytes": account.sample_bytes,
-             "seconds": account.seconds}  # fmt: skip
+             "seconds": account.seconds, "earlier": account.earlier}  # fmt: skip
     write_table(files.rows, table.replace_schema_metadata({ACCOUNT: json.dumps(facts)}))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -12,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from lumid.catalog.codecs import Codec
 from lumid.catalog.errors import RecipeError
-from lumid.catalog.keys import MIN_SECRET_BYTES, PUBLIC_SECRET, Keyer
+from lumid.catalog.keys import PUBLIC_SECRET, Keyer, weakness
 
 Modality = Literal["CT", "MR", "PT", "CR", "DX", "MG", "XA", "RF", "NM", "US", "SC", "OT"]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -148,11 +149,23 @@ class FetchSettings(_Section):
 
 
 class DeidSettings(_Section):
-    """The de-identification policy, and where a private secret is found (never the secret itself)."""
+    """The de-identification policy, and where a private secret is found (never the secret itself).
+
+    ``exclude_head_slices``: slices of CT, MR and PET that can hold a part of a face, or of a body part that is not known,
+    are left out, for nothing removes the face from them.
+    """
 
     policy: Literal["public", "private"] = "public"
     key_file: str | None = None
     key_env: str = "LUMID_KEY"
+    exclude_head_slices: bool = False
+
+    @field_validator("key_env")
+    @classmethod
+    def _a_name(cls, name: str) -> str:
+        if re.fullmatch(r"[A-Z_][A-Z0-9_]{0,31}", name) is None:  # it goes into dataset.json
+            raise ValueError("must be the name of an environment variable, in capitals, never the secret itself")
+        return name
 
 
 class SelectSettings(_Section):
@@ -278,7 +291,7 @@ def collections_of(source: AnySource) -> tuple[str, ...]:
 def make_keyer(settings: DeidSettings) -> Keyer:
     """The keyer of a policy: the published secret, or the owner's from a file or an environment variable.
 
-    Raises :class:`RecipeError` when a private secret is missing or shorter than 32 bytes.
+    Raises :class:`RecipeError` when a private secret is missing, short, or not random enough to be one.
     """
     if settings.policy == "public":
         return Keyer(PUBLIC_SECRET)
@@ -291,9 +304,8 @@ def make_keyer(settings: DeidSettings) -> Keyer:
     else:
         secret = os.environ.get(settings.key_env, "").encode().strip()
         where = f"the environment variable {settings.key_env}"
-    if len(secret) < MIN_SECRET_BYTES:
-        raise RecipeError(
-            f"policy 'private' needs a secret of at least {MIN_SECRET_BYTES} characters in {where}; "
-            'make one with: python -c "import secrets; print(secrets.token_hex(32))"'
-        )
+    if not secret:
+        raise RecipeError(f"policy 'private' needs a secret in {where}; make one with: lumid deid key new FILE")
+    if weak := weakness(secret):
+        raise RecipeError(f"the secret in {where} cannot be used: {weak}; make one with: lumid deid key new FILE")
     return Keyer(secret)

@@ -14,6 +14,7 @@ from pydicom import Dataset, FileDataset
 
 from lumid.catalog.keys import Keyer
 from lumid.catalog.schema import LABELS, CatalogRow
+from lumid.pipeline.allowlist import checked
 from lumid.pipeline.convert import Kind, sniff, to_dataset
 from lumid.pipeline.decode import (
     FrameHeader,
@@ -25,7 +26,7 @@ from lumid.pipeline.decode import (
     parse,
     pixel_element,
 )
-from lumid.pipeline.deidentify import Acquisition, Identity, acquisition, identify, policy_name, text_risk
+from lumid.pipeline.deidentify import Acquisition, Identity, acquisition, identify, policy_name, text_risk, with_a_face
 from lumid.pipeline.encode import Encoded, encode_image, resize
 from lumid.pipeline.geometry import Geometry, geometry
 from lumid.pipeline.normalize import normalize
@@ -68,12 +69,15 @@ class Opened:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """A finished sample: its catalog row, its encoded image, its place in the series, and its perceptual hash."""
+    """A finished sample: its catalog row, its encoded image, its place in the series, its perceptual hash, and the columns
+    for which its header states what no vocabulary knows.
+    """
 
     row: CatalogRow
     image: bytes = field(repr=False)
     place: Place
     look: int
+    unknown: tuple[str, ...] = ()
 
 
 def places_of(opened: Opened, keyer: Keyer) -> dict[tuple[str, int], Place]:
@@ -123,6 +127,8 @@ def _open(blob: Blob, provenance: Provenance, recipe: Recipe, keyer: Keyer) -> O
     if refused := select_size(size, recipe.select):
         return refused
     acquired = acquisition(header, modality)
+    if refused := with_a_face(acquired, recipe.deid.exclude_head_slices):
+        return refused
     text = text_risk(header, acquired, recipe.deid.policy)
     if isinstance(text, Reject):
         return text
@@ -187,7 +193,7 @@ def _frame_sample(
     clipped = clipped_fraction(intensities.pixels, _top(intensities, span))
     row = _row(opened, frame, kept, quality, clipped, encoded, placed, series.provenance, recipe, keyer)
     at = Place(placed.placed, header.number("InstanceNumber"), frame, row.key)
-    return Sample(row, encoded.data, at, perceptual_hash(resized))
+    return Sample(row, encoded.data, at, perceptual_hash(resized), opened.acquired.unknown)
 
 
 def _stored(value: float | None, intensities: Intensities) -> float | None:
@@ -210,7 +216,7 @@ def _row(
     identity, acquired = opened.identity, opened.acquired
     height, width = kept.pixels.shape[:2]
     scale_row, scale_column = opened.size.rows / height, opened.size.columns / width
-    return CatalogRow(
+    row = CatalogRow(
         key=keyer.key(identity.instance_uid, frame),
         length=len(encoded.data),
         codec=encoded.codec,
@@ -237,6 +243,7 @@ def _row(
         study=identity.study,
         series=identity.series,
         instance=identity.instance,
+        frame_of_reference=identity.frame_of_reference,
         frame=frame,
         slice_position=placed.slice_position,
         slice_count=0,
@@ -272,6 +279,7 @@ def _row(
         split=opened.split or assign_split(identity.patient, recipe.splits, keyer),
         deid_policy=policy_name(recipe.deid.policy),
     )
+    return checked(row)
 
 
 def _scaled(spacing: float | None, scale: float) -> float | None:

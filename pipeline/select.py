@@ -51,6 +51,7 @@ PROCESSED_BY_NATURE = frozenset({"CR", "DX", "MG", "XA", "RF", "US"})
 AIR_HU, ALL_BONE_HU, DENSEST_HU = -900.0, 300.0, 2000.0
 EMPTY_SUV, ABSURD_SUV = 0.05, 25.0
 FAINTEST_SHARE = 0.02
+MOST_SHOWN = 99_999.0
 
 
 def is_image(header: FrameHeader) -> Reject | None:
@@ -162,7 +163,12 @@ def select_values(unit: str, p01: float, p50: float, settings: SelectSettings) -
     if settings.implausible == "take":
         return None
     if unit == "HU" and (p01 > ALL_BONE_HU or p50 > DENSEST_HU):
-        return Reject("select", "implausible", f"median {p50:.0f} HU, 1 % below {p01:.0f}")
+        return Reject("select", "implausible", f"median {_shown(p50):.0f} HU, 1 % below {_shown(p01):.0f}")
     if unit == "SUVbw" and p50 > ABSURD_SUV:
-        return Reject("select", "implausible", f"median SUV {p50:.1f}")
+        return Reject("select", "implausible", f"median SUV {_shown(p50):.1f}")
     return None
+
+
+def _shown(value: float) -> float:
+    """A value for a message: what a header's scale makes of pixels can have as many digits as a date or a number of a patient."""
+    return max(-MOST_SHOWN, min(MOST_SHOWN, value))

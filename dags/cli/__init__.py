@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 
 from lumid.catalog.errors import EXIT_FAILED, LumidError
+from lumid.dags.quiet import keep_quiet, place_of
 
 
 class Stopped(BaseException):
@@ -27,11 +28,12 @@ def _stop(number: int, _frame: FrameType | None) -> None:
 
 def main() -> None:
     """Run the command line; every expected error is one line on stderr and an exit code."""
-    from lumid.dags.cli import build, check, demo, look, plan, train  # noqa: F401  registers the commands
+    from lumid.dags.cli import build, check, deid, demo, look, plan, train  # noqa: F401  registers the commands
     from lumid.dags.cli.app import app
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _stop)
+    keep_quiet()
     try:
         app()
     except LumidError as error:
@@ -45,7 +47,7 @@ def main() -> None:
     except Exception as error:
         # the value of an unforeseen exception may quote a header: name its kind and place, never its text
         typer.echo(
-            f"error: lumid failed ({type(error).__name__} at {_place(error)}); please report this line", err=True
+            f"error: lumid failed ({type(error).__name__} at {place_of(error)}); please report this line", err=True
         )
         sys.exit(EXIT_FAILED)
 
@@ -54,12 +56,3 @@ def _escape(text: str) -> str:
     from rich.markup import escape
 
     return escape(text)
-
-
-def _place(error: BaseException) -> str:
-    trace = error.__traceback__
-    place = "unknown"
-    while trace is not None:
-        place = f"{trace.tb_frame.f_globals.get('__name__', '?')}:{trace.tb_lineno}"
-        trace = trace.tb_next
-    return place

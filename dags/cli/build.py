@@ -32,6 +32,10 @@ def build(
     collection: Annotated[str, typer.Option(help="With --source: the collection's name in the catalog.")] = "local",
     license: Annotated[str | None, typer.Option(help="With --source: the licence to put into every row.")] = None,
     doi: Annotated[str | None, typer.Option(help="With --source: the collection's DOI.")] = None,
+    key_file: Annotated[
+        Path | None,
+        typer.Option(help="With --source: your own patients, policy 'private', this secret (lumid deid key new)."),
+    ] = None,
     workers: Annotated[
         int | None, typer.Option(min=1, help="Worker processes on this machine; by default one a core.")
     ] = None,
@@ -67,6 +71,8 @@ def build(
 
         lumid build --source ~/dicom --out /data/mine --collection my-study --license "CC BY 4.0"
 
+        lumid build --source ~/dicom --key-file ~/lumid.key --out /data/mine
+
         lumid build lumid --only lidc_idri --max-gb 5 --out part
 
         lumid build --lock plan.lock.parquet --out again
@@ -82,6 +88,8 @@ def build(
 
     chosen, pinned = _chosen(recipe, source, collection, license, doi, lock, sample, max_gb, only or [])
     chosen = with_overrides(chosen, cache=cache, offline=offline)
+    if key_file is not None:
+        chosen = _private(chosen, source, key_file)
     target = out or Path(chosen.name)
     console = Console(stderr=True, highlight=False)
     result = run(chosen, target, ClusterSettings(scheduler, workers), BuildProgress(console), pinned)
@@ -118,6 +126,16 @@ def _chosen(
     share = None if sample is None else parse_fraction(sample)
     chosen = with_overrides(chosen, sample=share, max_gb=max_gb, collections=only)
     return chosen, None if lock is None else read_lock(lock, chosen)[0]
+
+
+def _private(chosen: Recipe, source: Path | None, key_file: Path) -> Recipe:
+    from lumid.pipeline.recipe import DeidSettings
+
+    if source is None:
+        raise UsageError("--key-file goes with --source; a recipe says it under [deid]: policy = 'private', key_file")
+    return chosen.model_copy(
+        update={"deid": DeidSettings(policy="private", key_file=str(key_file.expanduser().resolve()))}
+    )
 
 
 def _recipe(name: str | None, source: Path | None, collection: str, license: str | None, doi: str | None) -> Recipe:

@@ -197,7 +197,7 @@ class Archives:
 
     def _folder(self) -> Path:
         if self._scratch is not None:
-            self._scratch.mkdir(parents=True, exist_ok=True)
+            self._scratch.mkdir(mode=0o700, parents=True, exist_ok=True)  # it holds what the source holds
             return self._scratch
         if self._own is None:
             self._own = tempfile.TemporaryDirectory(prefix="lumid-archives-")

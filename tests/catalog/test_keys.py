@@ -1,12 +1,16 @@
 from __future__ import annotations
 
+import copy
 import hashlib
 import hmac
+import pickle
+import secrets
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lumid.catalog.keys import PUBLIC_SECRET, Keyer
+from lumid.catalog.keys import PUBLIC_SECRET, Keyer, weakness
 
 
 def test_key_is_hmac_of_the_length_prefixed_parts() -> None:
@@ -53,3 +57,37 @@ def test_fractions_are_uniform() -> None:
 
 def test_secret_stays_out_of_repr() -> None:
     assert "kkkk" not in repr(Keyer(b"k" * 32))
+
+
+def test_a_keyer_holds_no_secret_and_does_not_leave_its_process() -> None:
+    secret = b"Vd83kq0zP51xwLmYtB7cHn2Ru9JfaSe4"
+    keyer = Keyer(secret)
+    assert secret.decode() not in repr(keyer) + str(vars(type(keyer)))
+    assert all(secret not in repr(getattr(keyer, name)).encode() for name in keyer.__slots__)
+    for copied in (pickle.dumps, copy.copy, copy.deepcopy):
+        with pytest.raises(TypeError, match="process"):
+            copied(keyer)
+
+
+@pytest.mark.parametrize(
+    ("secret", "why"),
+    [(b"", "shorter"), (b"x" * 31, "shorter"), (b"x" * 64, "repeats"), (b"password" * 8, "repeats"), (b"0123456789abcdef" * 4, "repeats"),
+     (PUBLIC_SECRET, "published"), (b"aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaab", "few different"), (bytes(range(48, 96)), "one upon another"),
+     (b"abcdefghijklmnopqrstuvwxyz0123456789", "one upon another")],
+)  # fmt: skip
+def test_weak_secrets_are_refused_without_a_word_of_them(secret: bytes, why: str) -> None:
+    told = weakness(secret)
+    assert told is not None
+    assert why in told
+    assert len(secret) < 4 or secret.decode("latin-1") not in told
+
+
+@given(st.binary(min_size=32, max_size=32))
+def test_random_secrets_are_taken_as_hex(raw: bytes) -> None:
+    if len(set(raw)) > 16:
+        assert weakness(raw.hex().encode()) is None
+
+
+def test_what_a_program_makes_at_random_is_taken() -> None:
+    for make in (lambda: secrets.token_hex(32), lambda: secrets.token_urlsafe(32), lambda: secrets.token_hex(16)):
+        assert all(weakness(make().encode()) is None for _ in range(200))

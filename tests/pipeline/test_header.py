@@ -161,7 +161,7 @@ def test_a_real_header() -> None:
     found = acquisition(FrameHeader(dataset, 0), "CT")
     assert (found.manufacturer, found.model_name, found.kvp, found.sex, found.image_type) == (
         "GE",
-        None,
+        "RHAPSODE",
         120.0,
         "O",
         "ORIGINAL\\PRIMARY\\AXIAL",

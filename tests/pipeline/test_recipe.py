@@ -128,7 +128,7 @@ def test_a_private_policy_needs_a_secret_and_never_keeps_it(tmp_path: Path, monk
     monkeypatch.setenv("LUMID_KEY", "short")
     with pytest.raises(RecipeError, match="32"):
         make_keyer(recipe.deid)
-    secret = "s" * 40
+    secret = "Vd83kq0-zP51xwLmYtB7cHn2Ru9JfaSe4GoKi6"
     monkeypatch.setenv("LUMID_KEY", secret)
     keyer = make_keyer(recipe.deid)
     assert secret not in repr(keyer)
