@@ -133,7 +133,9 @@ def _private(chosen: Recipe, source: Path | None, key_file: Path) -> Recipe:
 
     if source is None:
         raise UsageError("--key-file goes with --source; a recipe says it under [deid]: policy = 'private', key_file")
-    return chosen.model_copy(update={"deid": DeidSettings(policy="private", key_file=str(key_file.expanduser().resolve()))})
+    return chosen.model_copy(
+        update={"deid": DeidSettings(policy="private", key_file=str(key_file.expanduser().resolve()))}
+    )
 
 
 def _recipe(name: str | None, source: Path | None, collection: str, license: str | None, doi: str | None) -> Recipe:
