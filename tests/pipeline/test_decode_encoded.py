@@ -356,10 +356,12 @@ def test_frames_of_rle_that_are_split_against_the_standard(count: int, more: int
 @pytest.mark.parametrize("padding", [b"\0", b"\x20", b"\x80", b"\xff"])
 def test_rle_whose_padding_is_not_zero(padding: bytes) -> None:
     """Padding to an even length is zero by the standard; what else it is may look like the beginning of a run."""
-    pixels = np.array([[1, 2], [3, 5]], np.uint8)
+    pixels = np.array([[1, 2, 3, 5]], np.uint8)
     stream = rle(pixels)
     assert stream[64:] == b"\x03\1\2\3\5\0"  # four different bytes in a run of literals, and padding
-    np.testing.assert_array_equal(only(as_bytes(encapsulated([stream[:-1] + padding], uid.RLELossless, pixels))), pixels)
+    np.testing.assert_array_equal(
+        only(as_bytes(encapsulated([stream[:-1] + padding], uid.RLELossless, pixels))), pixels
+    )
 
 
 @pytest.mark.parametrize("kind", [np.uint8, np.uint16, np.int16, np.uint32])
