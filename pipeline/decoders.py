@@ -130,7 +130,11 @@ def decode_rle(data: bytes, rows: int, columns: int, samples: int, itemsize: int
     planes = np.empty((samples, size, itemsize), np.uint8)
     buffer = bytearray(size + 128)  # padding decodes to a few bytes more
     for number in range(segments):
-        done = len(imagecodecs.packbits_decode(data[offsets[number] : offsets[number + 1]], out=buffer))
+        segment = data[offsets[number] : offsets[number + 1]]
+        try:
+            done = len(imagecodecs.packbits_decode(segment, out=buffer))
+        except RuntimeError:  # a byte of padding that is not zero begins a run that is not there
+            done = len(imagecodecs.packbits_decode(segment[:-1], out=buffer))
         if done < size:
             raise ValueError("RLE segment ends early")
         planes[number // itemsize, :, itemsize - 1 - number % itemsize] = np.frombuffer(buffer, np.uint8, size)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,6 +13,9 @@ from lumid.pipeline.reject import Reject
 ITEM, SEQUENCE_END = b"\xfe\xff\x00\xe0", b"\xfe\xff\xdd\xe0"
 CODESTREAM_STARTS = (b"\xff\xd8\xff", b"\xff\x4f\xff\x51", b"\x00\x00\x00\x0cjP  ")
 """How a frame begins: JPEG and JPEG-LS, JPEG 2000, JPEG 2000 in its file format."""
+
+RLE_START = re.compile(rb"[\x01-\x0f]\0\0\0\x40\0\0\0")
+"""How a frame of RLE begins: the number of its segments, and that the first follows the header (PS3.5 G.5)."""
 
 MAX_FRAGMENTS = 1 << 20
 """More items than any real object has: those of zero length would fill the memory."""
@@ -43,10 +47,10 @@ def encoded_frames(
 ) -> EncodedFrames | Reject:
     """The frames of encapsulated pixel data; as many as there are, at most ``frames``.
 
-    ``one_fragment``: the syntax gives every frame exactly one fragment (RLE, PS3.5 A.4.2). ``extended``: values of the
-    Extended Offset Table and its Lengths (PS3.3 C.7.6.3.1.8). An offset table whose offsets are not those of fragments
-    is not believed. Reasons: ``truncated``, ``decode_failed``, ``no_pixel_data``,
-    ``absurd_size``.
+    ``one_fragment``: the syntax gives every frame exactly one fragment (RLE, PS3.5 A.4.2); some writers split them all
+    the same, and their headers tell where a frame begins. ``extended``: values of the Extended Offset Table and its
+    Lengths (PS3.3 C.7.6.3.1.8). An offset table whose offsets are not those of fragments is not believed. Reasons:
+    ``truncated``, ``decode_failed``, ``no_pixel_data``, ``absurd_size``.
     """
     table, fragments, cut = _items(data)
     if table is None:
@@ -66,6 +70,10 @@ def encoded_frames(
         # a table of one entry says nothing about where the frames of several begin
         if starts:
             return EncodedFrames(data, _runs(starts, fragments, frames), cut)
+    if one_fragment and len(fragments) > frames:
+        begins = [number for number, one in enumerate(fragments) if RLE_START.match(data, one.start)]
+        if begins[:1] == [0]:
+            return EncodedFrames(data, _runs(begins, fragments, frames), cut)
     if one_fragment or len(fragments) == frames:
         return EncodedFrames(data, tuple((one,) for one in fragments[:frames]), cut)
     if frames == 1:

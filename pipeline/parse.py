@@ -158,6 +158,9 @@ def _pixel_element(dataset: Dataset, whole: memoryview, at: int) -> _PixelElemen
     if tag not in PIXEL_TAGS:
         return None
     vr = bytes(whole[at + 4 : at + 6])
+    # files that are called implicit and are not: read as a length, the two letters of a VR give an odd one, which none is
+    if implicit and vr in (b"OB", b"OW", b"OF", b"OD") and bytes(whole[at + 6 : at + 8]) == b"\0\0":
+        implicit = False
     if implicit or not (b"AA" <= vr <= b"ZZ"):
         (length,) = struct.unpack_from(order + "I", whole, at + 4)
         return _PixelElement(tag, "OW" if tag == PIXEL_TAGS[0] else "OF", length, at + 8)

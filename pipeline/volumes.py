@@ -24,6 +24,7 @@ import numpy.typing as npt
 import SimpleITK as sitk  # noqa: N813 (the name that everyone knows it by)
 
 from lumid.pipeline.decode import Limits, Stored
+from lumid.pipeline.nifti import first_version, is_second_version
 from lumid.pipeline.reject import Reject
 
 VolumeKind = Literal["nifti", "nrrd", "mha"]
@@ -132,7 +133,10 @@ def read_header(data: bytes, kind: VolumeKind) -> VolumeHeader | Reject:
     nifti = _nifti_fields(head) if kind == "nifti" else None
     with tempfile.TemporaryDirectory(prefix="lumid-volume-") as folder:
         path = Path(folder) / name
-        path.write_bytes(head if nifti is None else nifti.without_scale(head))
+        written = head if nifti is None else nifti.for_itk(head)
+        if written is None:
+            return Reject("read", "unsupported_format", "a NIfTI-2 of more than 32,767 voxels along an axis")
+        path.write_bytes(written)
         return _describe(_reader(path, reader), head, kind, nifti)
 
 
@@ -315,14 +319,16 @@ class _Nifti:
     oriented: bool
     scale_at: tuple[int, int]
 
-    def without_scale(self, head: bytes) -> bytes:
-        """The file's beginning with a slope of 0, which means: none."""
+    def for_itk(self, head: bytes) -> bytes | None:
+        """The file's beginning with a slope of 0, which means: none; of a NIfTI-2, which ITK does not read, as NIfTI-1."""
+        if is_second_version(head):
+            return first_version(head)
         start, end = self.scale_at
         return head[:start] + b"\0" * (end - start) + head[end:]
 
 
 def _nifti_fields(head: bytes) -> _Nifti:
-    second = head[4:8] == b"n+2\0"
+    second = is_second_version(head)
     order = "<" if head[:4] in (b"\x5c\x01\0\0", b"\x1c\x02\0\0") else ">"
     if second:
         offset, slope, intercept = struct.unpack(order + "qdd", head[168:192])
@@ -339,12 +345,21 @@ def _nifti_fields(head: bytes) -> _Nifti:
 def _write_nifti(data: bytes, path: Path, expected: int) -> Reject | None:
     """The inflated file without its scale; never more than its header asks for, and not less."""
     pieces = _inflate(data, expected) if data[:2] == GZIP else iter([data[:expected]])
+    head = inflated(data, HEADER_BYTES)
+    nifti = _nifti_fields(head)
+    start, end = nifti.scale_at
+    replaced = nifti.data_offset if is_second_version(head) else 0
+    read = 0
     try:
         with path.open("wb") as file:
-            written = sum(file.write(piece) for piece in pieces)
-            start, end = _nifti_fields(inflated(data, HEADER_BYTES)).scale_at
-            file.seek(start)
-            file.write(b"\0" * (end - start))
+            if replaced:
+                file.write(nifti.for_itk(head) or b"")
+            for piece in pieces:
+                file.write(piece[max(replaced - read, 0) :])
+                read += len(piece)
+            if not replaced:
+                file.seek(start)
+                file.write(b"\0" * (end - start))
     except zlib.error:
         return Reject("decode", "decode_failed", "gzip")
-    return None if written >= expected else Reject("decode", "truncated", f"{written} bytes, {expected} expected")
+    return None if read >= expected else Reject("decode", "truncated", f"{read} bytes, {expected} expected")

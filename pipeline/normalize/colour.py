@@ -14,22 +14,26 @@ from pydicom.pixels.processing import apply_color_lut
 from lumid.pipeline.decode import FrameHeader, Stored
 from lumid.pipeline.normalize.intensity import Intensities
 from lumid.pipeline.normalize.projection import display_unit, is_inverted
+from lumid.pipeline.pixelformat import COLOUR
 
 TABLES = tuple(f"{colour}PaletteColorLookupTableData" for colour in ("Red", "Green", "Blue"))
 
 
 def is_colour(header: FrameHeader) -> bool:
-    """Whether a frame has three samples a pixel, or a palette that gives it three."""
-    return header.number("SamplesPerPixel") == 3 or header.term("PhotometricInterpretation") == "PALETTE COLOR"
+    """Whether a frame has three samples a pixel, or a palette that gives it three: by what its samples mean."""
+    return header.term("PhotometricInterpretation") in (*COLOUR, "PALETTE COLOR")
 
 
 def normalize_colour(stored: Stored, header: FrameHeader, *, grey: bool) -> Intensities:
     """A colour frame as 8-bit RGB; as grey where all its pixels are, or where ``grey`` asks for it.
 
-    ``stored``: RGB ``[rows, columns, 3]`` of any integer depth, or palette indices ``[rows, columns]``.
+    ``stored``: RGB ``[rows, columns, 3]`` of any integer depth, or palette indices ``[rows, columns]``. A palette that
+    cannot be read raises what pydicom raises, or ``ValueError``.
     """
     if stored.ndim == 2:
         stored = apply_color_lut(stored, _palette(header))[..., :3]
+        if stored.shape[2:] != (3,):
+            raise ValueError("a table without entries")
         depth = stored.dtype.itemsize * 8
         if depth == 16 and int(stored.max()) < 256:
             depth = 8  # a palette of 8 bits that says it has 16

@@ -74,7 +74,8 @@ def suv_scale(header: FrameHeader) -> SuvScale | None:
     """
     if header.get("SharedFunctionalGroupsSequence") or header.get("PerFrameFunctionalGroupsSequence"):
         header = _Converted(header.dataset, header.frame)
-    if (factor := suv_factor(header)) is not None:
+    # the slope is another one in every slice of most scanners: where it is missing, no other will do (PS3.3 C.8.9.1)
+    if header.number("RescaleSlope", VALUE_TRANSFORM) and (factor := suv_factor(header)) is not None:
         return SuvScale(modality_lut(header), factor)
     if (mapped := _real_world_values(header, BODY_WEIGHT)) is not None:
         return SuvScale(mapped, 1.0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pydicom
@@ -93,6 +94,21 @@ def test_12_bit_jpeg_decodes_to_what_an_independent_decoder_gives() -> None:
     # libjpeg (pylibjpeg-libjpeg 2.5) decodes this file to a maximum of 264 and a mean of 14.383
     assert frame.max() == 264
     assert abs(float(frame.mean()) - 14.383) < 0.05
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.uint16])
+def test_an_explicit_object_that_is_called_implicit_is_not_shifted(kind: type[Any]) -> None:
+    """Its VR, read as a length, would be one of 16,975 or 22,351 bytes: the image four bytes late, where it is no larger."""
+    pixels = np.random.default_rng(5).integers(0, 255, (3, 64, 48)).astype(kind)
+    data = as_bytes(image(pixels))
+    explicit = b"\x02\0\x10\0UI\x14\x00" + b"1.2.840.10008.1.2.1\0"
+    assert data.count(explicit) == 1
+    called = data.replace(explicit, b"\x02\0\x10\0UI\x14\x00" + b"1.2.840.10008.1.2\0\0\0")
+    dataset = parse(called)
+    assert not isinstance(dataset, Reject)
+    size = image_size(dataset, Limits())
+    assert not isinstance(size, Reject)
+    np.testing.assert_array_equal(np.stack(list(decode_frames(dataset, size))), pixels)
 
 
 def broken() -> dict[str, tuple[bytes, str]]:

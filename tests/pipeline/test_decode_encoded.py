@@ -342,6 +342,28 @@ def test_frames_of_rle_are_told_by_fragments_alone() -> None:
     np.testing.assert_array_equal(np.stack(found), FRAMES)
 
 
+@pytest.mark.parametrize("count", [1, 3])
+@pytest.mark.parametrize("more", [0, 1])
+def test_frames_of_rle_that_are_split_against_the_standard(count: int, more: int) -> None:
+    """As some writers do with one frame or several; a frame more than is claimed is left out."""
+    frames = [rle(one) for one in FRAMES[:count]]
+    split = [[one[:70], one[70:100], one[100:]] for one in [*frames, *frames[:more]]]
+    pixels = FRAMES[0] if count == 1 else FRAMES
+    data = as_bytes(encapsulated([], uid.RLELossless, pixels, PixelData=fragmented(split, None) + END))
+    np.testing.assert_array_equal(np.stack(outcomes(data)), FRAMES[:count])
+
+
+@pytest.mark.parametrize("padding", [b"\0", b"\x20", b"\x80", b"\xff"])
+def test_rle_whose_padding_is_not_zero(padding: bytes) -> None:
+    """Padding to an even length is zero by the standard; what else it is may look like the beginning of a run."""
+    pixels = np.array([[1, 2, 3, 5]], np.uint8)
+    stream = rle(pixels)
+    assert stream[64:] == b"\x03\1\2\3\5\0"  # four different bytes in a run of literals, and padding
+    np.testing.assert_array_equal(
+        only(as_bytes(encapsulated([stream[:-1] + padding], uid.RLELossless, pixels))), pixels
+    )
+
+
 @pytest.mark.parametrize("kind", [np.uint8, np.uint16, np.int16, np.uint32])
 @pytest.mark.parametrize("colour", [False, True])
 def test_rle_of_every_depth(kind: type[Any], colour: bool) -> None:

@@ -411,6 +411,7 @@ def pet(injection: dict[str, Any] | None = None, **changes: Any) -> pydicom.File
         "Modality": "PT", "Units": "BQML", "CorrectedImage": ["ATTN", "DECY"], "DecayCorrection": "START",
         "PatientWeight": 80, "SeriesDate": "20200101", "SeriesTime": "110000", "AcquisitionDate": "20200101",
         "AcquisitionTime": "110000", "RadiopharmaceuticalInformationSequence": [item],
+        "RescaleSlope": 1, "RescaleIntercept": 0,
     }  # fmt: skip
     return image(gradient(dtype=np.uint16), **(elements | changes))
 

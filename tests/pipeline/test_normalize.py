@@ -24,7 +24,7 @@ from lumid.pipeline.normalize.intensity import (
     quantize,
     robust_range,
 )
-from lumid.pipeline.normalize.pet import suv_factor
+from lumid.pipeline.normalize.pet import suv_factor, suv_scale
 from lumid.pipeline.normalize.projection import window
 from lumid.pipeline.reject import Reject
 from tests.dicom import TEST_FILES, gradient, image
@@ -144,6 +144,7 @@ def pet(**changes: Any) -> pydicom.Dataset:
         "Modality": "PT", "Units": "BQML", "CorrectedImage": ["ATTN", "DECY"], "DecayCorrection": "START",
         "PatientWeight": 80, "SeriesDate": "20200101", "SeriesTime": "110000", "AcquisitionDate": "20200101",
         "AcquisitionTime": "110000", "RadiopharmaceuticalInformationSequence": [injection],
+        "RescaleSlope": 1, "RescaleIntercept": 0,
     }  # fmt: skip
     return image(gradient(dtype=np.uint16), **(elements | changes))
 
@@ -215,6 +216,37 @@ def test_colour_stays_and_grey_colour_becomes_grey() -> None:
     assert normalize_colour(rgb, header, grey=True).pixels.shape == (40, 40)
     same = np.repeat(gradient(dtype=np.uint8, high=255)[..., None], 3, axis=2)
     np.testing.assert_array_equal(normalize_colour(same, header, grey=False).pixels, same[..., 0])
+
+
+def test_no_suv_of_stored_values_without_their_slope() -> None:
+    """It differs from slice to slice; taken as 1 where it is lost, stored counts were called SUV."""
+    assert suv_scale(FrameHeader(pet(), 0)) is not None
+    for slope in (None, 0):
+        header = FrameHeader(pet(RescaleSlope=slope), 0)
+        assert suv_factor(header) is not None
+        assert suv_scale(header) is None
+
+
+def test_colour_without_its_number_of_samples_is_colour() -> None:
+    rgb = np.zeros((40, 40, 3), np.uint8)
+    rgb[..., 0] = 200
+    for modality in ("MR", "US", "CR"):
+        header = FrameHeader(image(rgb, Modality=modality, SamplesPerPixel=None), 0)
+        assert not uses_series_range(header, modality)
+        kept = normalize(rgb, header, modality, None, "lumid")
+        assert not isinstance(kept, Reject)
+        np.testing.assert_array_equal(kept.pixels, rgb)
+        assert kept.unit == "display"
+
+
+@pytest.mark.parametrize("colour", ["Red", "Green", "Blue"])
+@pytest.mark.parametrize("value", [None, b""])
+def test_a_palette_without_one_of_its_tables_is_refused(colour: str, value: bytes | None) -> None:
+    dataset = pydicom.dcmread(TEST_FILES / "examples_palette.dcm")
+    pixels = dataset.pixel_array
+    dataset[f"{colour}PaletteColorLookupTableData"].value = value
+    refused = normalize(pixels, FrameHeader(dataset, 0), "US", None, "lumid")
+    assert refused == Reject("normalize", "missing_tag", "palette")
 
 
 def test_palette_colour_agrees_with_pydicom() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import itertools
 from io import BytesIO
 from pathlib import Path
@@ -129,6 +130,36 @@ def test_big_endian_and_rgb() -> None:
     size = image_size(dataset, Limits())
     assert not isinstance(size, Reject)
     np.testing.assert_array_equal(np.stack(list(decode_frames(dataset, size))), colours.transpose(2, 1, 0, 3))
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("form", ["sform", "qform"])
+def test_the_second_version_agrees_with_nibabel(form: str, packed: bool, order: str) -> None:
+    """ITK reads no NIfTI-2: its header is rewritten, and its voxels are left as they are."""
+    values = np.random.default_rng(4).integers(-900, 900, (6, 5, 4, 2)).astype(f"{order}i2")
+    affine = np.array([[0, 0, -3.0, 40], [-0.75, 0, 0, 7], [0, 1.5, 0, -90], [0, 0, 0, 1]])
+    header = nib.Nifti2Header(endianness=order)
+    header.set_data_dtype(values.dtype)
+    file = nib.Nifti2Image(values, affine, header)
+    file.set_sform(affine, int(form == "sform"))
+    file.set_qform(affine, int(form == "qform"))
+    file.header.set_slope_inter(2.0, -3.0)
+    file.header.extensions.append(nib.nifti1.Nifti1Extension(6, b"a comment of some length"))
+    data = file.to_bytes()
+    scaled = nib.Nifti2Image.from_bytes(data)
+    check(gzip.compress(data) if packed else data, scaled)
+    assert (read(data).header.slope, read(data).header.intercept) == (2.0, -3.0)
+    cut = read_volume(data[:-1], "nifti")
+    assert isinstance(cut, Reject)
+    assert cut.code == "truncated"
+
+
+def test_a_second_version_beyond_the_first_is_refused() -> None:
+    data = nib.Nifti2Image(np.zeros((40_000, 2, 2), np.uint8), np.eye(4)).to_bytes()
+    refused = read_volume(data, "nifti")
+    assert isinstance(refused, Reject)
+    assert (refused.code, "NIfTI-2" in refused.detail) == ("unsupported_format", True)
 
 
 def test_left_is_left(tmp_path: Path) -> None:
