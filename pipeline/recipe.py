@@ -148,9 +148,15 @@ class FetchSettings(_Section):
 
 
 class DeidSettings(_Section):
-    """The de-identification policy, and where a private secret is found (never the secret itself)."""
+    """The de-identification policy, and where a private secret is found (never the secret itself).
+
+    ``text``: found in the pixels, it is filled, or the image is left out. ``search``: collections all of whose images
+    are searched for text under ``public``, which searches only kinds that commonly carry it.
+    """
 
     policy: Literal["public", "private"] = "public"
+    text: Literal["mask", "reject"] = "mask"
+    search: tuple[str, ...] = ()
     key_file: str | None = None
     key_env: str = "LUMID_KEY"
 
