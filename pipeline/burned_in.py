@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Literal
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 
@@ -18,8 +19,10 @@ Risk = Literal["none", "unknown", "search", "stated"]
 """What a header lets expect: ``none`` and ``unknown`` are not searched, ``search`` is; ``stated``: it says that there is
 text, so that finding none is no good news.
 """
-MOST_TEXT = 0.25
-"""An image of which more is text is a page, not an image of a patient."""
+MOST_AREA, MOST_CONTENT = 0.5, 0.9
+"""An image of which more is text, or of what stands out from its background, is a page, not an image of a patient."""
+BACKGROUND_SHARE = 0.05
+"""Background is what is as near to the commonest value, in shares of the range."""
 
 Kept = npt.NDArray[np.bool_]
 
@@ -40,11 +43,9 @@ def clear_text(
     except ImportError:
         return Reject("deidentify", "text_in_pixels", "not searched: pip install onnxruntime")
     kept = ultrasound_regions(header, image.pixels.shape[:2])
-    inside = found if kept is None else found & kept
-    room = found.size if kept is None else int(np.count_nonzero(kept))
-    if np.count_nonzero(inside) > MOST_TEXT * room:
-        return Reject("deidentify", "report_page", "text covers most of it")
-    if found.any() and how == "reject":
+    if _is_page(image.pixels, found, kept):
+        return Reject("deidentify", "report_page", "most of it is text")
+    if how == "reject" and (found if kept is None else found & kept).any():
         return Reject("deidentify", "text_in_pixels", "found in the pixels")
     if risk == "stated" and not found.any():
         return Reject("deidentify", "text_in_pixels", "BurnedInAnnotation = YES, and none was found")
@@ -52,6 +53,19 @@ def clear_text(
     if not fill.any():
         return image, "checked"
     return replace(image, pixels=mask(image.pixels, fill)), "removed"
+
+
+def _is_page(pixels: Pixels, found: Kept, kept: Kept | None) -> bool:
+    """Whether text covers most of what is kept of an image, or most of what there is to see in it."""
+    grey = pixels if pixels.ndim == 2 else cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY)
+    seen = grey if kept is None else grey[kept]
+    text = found.reshape(grey.shape) if kept is None else found[kept]
+    if np.count_nonzero(text) > MOST_AREA * text.size:
+        return True
+    low, high = float(seen.min()), float(seen.max())
+    commonest = float(np.bincount(seen.ravel()).argmax())
+    content = np.abs(seen.astype(np.float32) - commonest) > BACKGROUND_SHARE * (high - low)
+    return bool(np.count_nonzero(content & text) > MOST_CONTENT * np.count_nonzero(content)) and bool(text.any())
 
 
 def ultrasound_regions(header: FrameHeader, shape: tuple[int, ...]) -> Kept | None:

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 MODEL = "ch_PP-OCRv4_det_infer.onnx"
 TILE = 736
-"""Side of what the network sees at once, so that memory does not grow with the image; a multiple of :data:`STRIDE`."""
-OVERLAP = 128
+"""Side of what the network sees at once, at most, so that memory does not grow with the image."""
+OVERLAP = 96
 STRIDE = 32
 LEAST_STEP = 4
 """Of 255 levels: a tile where no two neighbours differ by more holds no text that anybody could read."""
@@ -38,19 +38,9 @@ def _session() -> InferenceSession:
     options = SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.execution_mode = ExecutionMode.ORT_SEQUENTIAL
-    options.enable_cpu_mem_arena = False  # or the largest tile's memory is never given back
     options.log_severity_level = 3
     model = (resources.files("lumid.pipeline.text") / MODEL).read_bytes()
     return InferenceSession(model, options, providers=["CPUExecutionProvider"])
-
-
-def is_installed() -> bool:
-    """Whether the network can run here."""
-    try:
-        _session()
-    except ImportError:
-        return False
-    return True
 
 
 def text_probability(shown: Levels) -> Probability:
@@ -67,14 +57,12 @@ def text_probability(shown: Levels) -> Probability:
 
 
 def _spans(length: int) -> Iterator[tuple[int, int]]:
-    """Where tiles begin and end along a side; neighbours share :data:`OVERLAP` pixels at least."""
-    if length <= TILE:
-        yield 0, length
-        return
-    count = -(-(length - OVERLAP) // (TILE - OVERLAP))
+    """Where tiles begin and end along a side: as few as possible, of one length, sharing :data:`OVERLAP` pixels or more."""
+    count = max(1, -(-(length - OVERLAP) // (TILE - OVERLAP)))
+    size = -(-(length + (count - 1) * OVERLAP) // count)
     for number in range(count):
-        start = number * (length - TILE) // (count - 1)
-        yield start, start + TILE
+        start = number * (length - size) // max(1, count - 1)
+        yield start, start + size
 
 
 def _largest_step(tile: Levels) -> int:

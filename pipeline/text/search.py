@@ -124,7 +124,7 @@ def _scaled_to(lines: Found, shape: tuple[int, ...]) -> Found:
     inside = (
         sums[np.ix_(bottom, right)] - sums[np.ix_(top, right)] - sums[np.ix_(bottom, left)] + sums[np.ix_(top, left)]
     )
-    return cast(Found, inside > 0)
+    return np.asarray(inside > 0)
 
 
 def _edges(length: int, other: int) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
@@ -146,10 +146,10 @@ def _lines(likely: Probability, thickest: float) -> Found:
         if min(width, height) < THINNEST / 2:
             continue
         inside = np.s_[top : top + height, left : left + width]
-        one = labels[inside] == number
-        if float(likely[inside][one].sum(dtype=np.float64)) < LIKELY_LINE * area:
+        of_it = np.equal(labels[inside], number)
+        if float(likely[inside][of_it].sum(dtype=np.float64)) < LIKELY_LINE * area:
             continue
-        one = np.pad(one.astype(np.uint8), 1)
+        one = np.pad(of_it.astype(np.uint8), 1)
         thickness = 2 * float(cv2.distanceTransform(one, cv2.DIST_C, 3).max())
         if THINNEST <= thickness <= thickest:
             across, along = (MARGIN + round(share * thickness) for share in (ACROSS, ALONG))
@@ -171,5 +171,5 @@ def _grow(found: Levels, one: Levels, top: int, left: int, down: int, right: int
 def _rounded_out(found: Found) -> Found:
     rows, columns = found.shape
     cells = np.pad(found, ((0, -rows % GRID), (0, -columns % GRID)))
-    cells = cells.reshape(cells.shape[0] // GRID, GRID, -1, GRID).any(axis=(1, 3))
-    return np.repeat(np.repeat(cells, GRID, 0), GRID, 1)[:rows, :columns]
+    some = np.any(cells.reshape(cells.shape[0] // GRID, GRID, -1, GRID), axis=(1, 3))
+    return np.repeat(np.repeat(np.asarray(some), GRID, 0), GRID, 1)[:rows, :columns]
