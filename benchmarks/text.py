@@ -7,6 +7,7 @@ fonts-noto-cjk) are used where they are installed; tesseract, and a classical de
 
     python benchmarks/text.py --source ~/dicom            # any folder of DICOM without text; else the files inside pydicom
     python benchmarks/text.py --cases 200 --others 60     # text to plant; of these, how many others are tried on
+    python benchmarks/text.py --build                     # share of the time that a batch takes
 """
 
 from __future__ import annotations
@@ -14,15 +15,18 @@ from __future__ import annotations
 import argparse
 import contextlib
 import math
+import os
 import random
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from unittest import mock
 
 import cv2
 import numpy as np
@@ -32,12 +36,19 @@ import pydicom
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from lumid.catalog.codecs import Pixels
+from lumid.pipeline import burned_in
+from lumid.pipeline.batches import make_batches
 from lumid.pipeline.decode import FrameHeader, Limits, decode_frames, image_size, parse, quiet_libraries
 from lumid.pipeline.deidentify import modality_of
+from lumid.pipeline.ingest import ingest
 from lumid.pipeline.normalize import normalize, uses_series_range
 from lumid.pipeline.normalize.intensity import frame_histogram, robust_range
+from lumid.pipeline.recipe import DeidSettings, make_keyer
+from lumid.pipeline.recipe_files import make_recipe
 from lumid.pipeline.reject import Reject
+from lumid.pipeline.scan import group_series, scan
 from lumid.pipeline.select import is_image
+from lumid.pipeline.sources import open_listed
 from lumid.pipeline.text import search_text
 from lumid.pipeline.text.search import levels
 from tests.planted_text import POLARITIES, Planted, contrast, drawn, font_files, plant
@@ -232,10 +243,9 @@ def wilson(good: int, of: int) -> str:
 
 def clock(search: Callable[[Pixels], Found], pixels: Pixels) -> tuple[Found, float]:
     """What is found, and the milliseconds of processor that it took, children counted."""
-    times = time.process_time, lambda: sum(__import__("os").times()[2:4])
-    before = sum(now() for now in times)
+    before = time.process_time() + sum(os.times()[2:4])
     found = search(pixels)
-    return found, 1000 * (sum(now() for now in times) - before)
+    return found, 1000 * (time.process_time() + sum(os.times()[2:4]) - before)
 
 
 def report(covered: Sequence[tuple[Case, float]]) -> None:
@@ -269,6 +279,41 @@ def alarms(name: str, images: Sequence[Base], search: Callable[[Pixels], Found])
               f"| {np.median(times):.0f} | {1e6 * times.sum() / sizes.sum():.0f} |")  # fmt: skip
 
 
+def share_of_build(source: Path | None) -> None:
+    """How much of a batch's processor time is the search: ultrasound and CT, as an archive's and as a hospital's."""
+    test_files = Path(pydicom.__file__).parent / "data" / "test_files"
+    os.environ["LUMID_KEY"] = "a secret that only this measurement has"
+    print("\n| | images | ms an image | of which the search |\n|---|---|---|---|")
+    for modality, policy in (("CT", "public"), ("CT", "private"), ("US", "public")):
+        with tempfile.TemporaryDirectory() as folder:
+            taken = 0
+            for root in (source, test_files) if source else (test_files,):
+                for path in sorted(root.rglob("*.dcm")):
+                    with contextlib.suppress(Exception):
+                        header = pydicom.dcmread(path, stop_before_pixels=True)
+                        if header.Modality == modality and header.Rows >= 240 and taken < 20:
+                            shutil.copy(path, Path(folder) / f"{taken}.dcm")
+                            taken += 1
+            recipe = make_recipe(folder, collection="measured")
+            recipe = recipe.model_copy(update={"deid": DeidSettings(policy=policy)})
+            keyer = make_keyer(recipe.deid)
+            listed = open_listed(recipe.sources[0], recipe, keyer)
+            series = group_series(scan(listed, listed.objects(), keyer, policy), listed.provenance)
+            spent = [0.0]
+
+            def timed(pixels: Pixels, spent: list[float] = spent) -> Found:
+                found, took = clock(search_text, pixels)
+                spent[0] += took
+                return found
+
+            with mock.patch.object(burned_in, "search_text", timed):
+                before, images = time.process_time(), 0
+                for batch in make_batches(series, 0, recipe.hash(), 1000):
+                    images += len(ingest(batch, listed, recipe, keyer).samples)
+                whole = 1000 * (time.process_time() - before)
+        print(f"| {modality}, {policy} | {images} | {whole / max(1, images):.1f} | {100 * spent[0] / whole:.1f} % |")
+
+
 def main() -> None:
     """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -277,10 +322,14 @@ def main() -> None:
     parser.add_argument("--cases", type=int, default=100)
     parser.add_argument("--others", type=int, default=0, help="cases that other detectors are tried on")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--build", action="store_true", help="measure the share of build time alone")
     parser.add_argument("--look", type=Path, help="write the images that alarms are counted on as PNG, to be looked at")
     options = parser.parse_args()
     quiet_libraries()
     cv2.setNumThreads(1)
+    if options.build:
+        share_of_build(options.source)
+        return
     images = list(bases(options.source, options.skip))
     if options.look:
         options.look.mkdir(parents=True, exist_ok=True)
