@@ -17,8 +17,12 @@ import numpy.typing as npt
 from lumid.catalog.codecs import Pixels
 from lumid.pipeline.text.network import Levels, Probability, text_probability
 
-SCALES = (2.0, 1.0, 0.5, 0.25)
-"""At twice the size the network reads what is 7 pixels high; at each smaller one letters twice as large as before."""
+LARGEST_SCALES = (3.0, 2.0)
+"""At three times the size the network reads what is 7 pixels high; at twice, most of it. Three times is for images of
+:data:`SMALL` pixels at most: larger ones would take minutes."""
+SMALL = 1 << 20
+SMALLER_SCALES = (1.0, 0.5, 0.25)
+"""At each smaller one the network reads letters twice as large as before."""
 LEAST_SIDE = 500
 """Smaller than this an image is not made: its anatomy would have the size of letters."""
 LIKELY = 0.3
@@ -27,8 +31,8 @@ LIKELY_LINE = 0.8
 THINNEST, THICKEST, THICKEST_OF_ALL = 4.0, 24.0, 28.0
 """Of what the network marks of a line, in its own pixels. It marks smooth shapes of anatomy too, which are thicker; and
 a line of larger letters is found at the next smaller scale, where there is one."""
-BORDER = 8
-"""Pixels repeated around the image, because letters that touch an edge are not seen."""
+BORDER = 32
+"""Pixels repeated around the image, because letters near an edge are hardly seen."""
 GRID = 4
 """What is found is rounded out to cells of so many pixels, so that processors that differ in a last bit agree."""
 ACROSS, ALONG, MARGIN = 0.8, 1.6, 2
@@ -59,7 +63,7 @@ def search_text(pixels: Pixels) -> Found:
 def _at_any_scale(shown: Levels) -> Found:
     rows, columns = shown.shape[:2]
     found = np.zeros((rows, columns), bool)
-    scales = scales_of(rows, columns)
+    scales = scales_of(rows - 2 * BORDER, columns - 2 * BORDER)
     for scale in scales:
         thickest = THICKEST_OF_ALL if scale == scales[-1] else THICKEST
         found |= _scaled_to(_lines(text_probability(_scaled(shown, scale)), thickest), (rows, columns))
@@ -68,7 +72,8 @@ def _at_any_scale(shown: Levels) -> Found:
 
 def scales_of(rows: int, columns: int) -> tuple[float, ...]:
     """The scales that an image is searched at, the largest first."""
-    return tuple(scale for scale in SCALES if scale >= 1 or scale * max(rows, columns) >= LEAST_SIDE)
+    largest = LARGEST_SCALES[rows * columns > SMALL]
+    return largest, *(scale for scale in SMALLER_SCALES if scale == 1 or scale * max(rows, columns) >= LEAST_SIDE)
 
 
 def mask(pixels: Pixels, found: Found) -> Pixels:

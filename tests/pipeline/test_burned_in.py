@@ -75,15 +75,15 @@ def test_what_is_found_of_planted_text(name: str) -> None:
     ways = itertools.product(
         ("hershey", "bitmap", "sans"), (9, 16), ("white", "black", "boxed", "outlined"), (True, False), (0, 1)
     )
-    pixels = shown(name)[:256, :256]
+    pixels = shown(name)[:224, :224]
     for number, (font, height, polarity, smooth, turned) in enumerate(ways):
-        if number % 7:
+        if number % 11:
             continue
-        alpha = drawn(texts[number // 7 % 4], font, height, smooth=smooth, turned=turned)
+        alpha = drawn(texts[number // 11 % 4], font, height, smooth=smooth, turned=turned)
         rows, columns = (side - size for side, size in zip(pixels.shape, alpha.shape, strict=True))
         if min(rows, columns) < 4:
             continue
-        top, left = ((2, 2), (rows - 2, columns - 2), (rows // 3, columns // 2))[number // 7 % 3]
+        top, left = ((2, 2), (rows - 2, columns - 2), (rows // 3, columns // 2))[number // 11 % 3]
         planted = plant(pixels, alpha, top, left, polarity)
         share, noise = contrast(pixels, planted)
         if share < 0.1 or noise < 1.5:  # black on black
@@ -91,7 +91,7 @@ def test_what_is_found_of_planted_text(name: str) -> None:
         count += 1
         if search_text(planted.pixels)[planted.ink].mean() < 0.98:
             missed.append((font, height, polarity, smooth, turned))
-    assert count >= 6
+    assert count >= 5
     assert len(missed) <= 1, missed
 
 
@@ -222,8 +222,8 @@ def ultrasound(*regions: tuple[Any, ...]) -> FrameHeader:
     return FrameHeader(image(gradient(), Modality="US", SequenceOfUltrasoundRegions=items), 0)
 
 
-def test_of_ultrasound_only_the_declared_regions_are_kept(scan: Pixels) -> None:
-    grey = (scan // 16).astype(np.uint8) + 1
+def test_of_ultrasound_only_the_declared_regions_are_kept() -> None:
+    grey = (np.add.outer(np.arange(160), np.arange(224)) // 4 + 1).astype(np.uint8)
     cleared = clear_text(as_image(grey), ultrasound((20, 30, 200, 150)), "search", "mask")
     assert not isinstance(cleared, Reject)
     kept = np.zeros(grey.shape, bool)
