@@ -264,7 +264,7 @@ REASONS: dict[str, str] = {
     "collection_cap": "more series of the collection than the recipe takes, which are drawn by a keyed hash",
     "exact_duplicate": "the very same pixels are in the data set already, under a smaller key",
     "near_duplicate": "nearly the same image as another of its series",
-    "text_in_pixels": "the header says that identifying text is burned into the pixels, or the policy needs a check that was not possible",
+    "text_in_pixels": "text in the pixels that the recipe does not let be masked, that the header states and nothing found, or that could not be looked for",
     "face": "a slice that can hold a part of a face, or is of a body part that is not known, which the recipe leaves out",
     "internal_error": "lumid failed on it: please report the stage and the place named in the message",
 }

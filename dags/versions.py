@@ -8,10 +8,10 @@ from importlib.metadata import PackageNotFoundError, version
 from lumid import __version__
 
 LIBRARIES = (
-    "pydicom", "imagecodecs", "simplejpeg", "SimpleITK", "numpy", "opencv-python-headless", "dask", "distributed",
+    "pydicom", "imagecodecs", "simplejpeg", "SimpleITK", "numpy", "opencv-python-headless", "onnxruntime", "dask", "distributed",
     "pyarrow", "duckdb", "webdataset", "torch", "torchvision", "timm",
 )  # fmt: skip
-PIXEL_LIBRARIES = LIBRARIES[:6]
+PIXEL_LIBRARIES = LIBRARIES[:7]
 """Those whose version can change the bytes of a shard."""
 
 

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 from lumid.catalog.keys import Keyer
 from lumid.catalog.schema import MODALITIES
+from lumid.pipeline.burned_in import Risk
 from lumid.pipeline.decode import FrameHeader
 from lumid.pipeline.reject import Reject
 from lumid.pipeline.vocabularies import (
@@ -243,21 +244,22 @@ def with_a_face(acquired: Acquisition, exclude: bool) -> Reject | None:
     return Reject("deidentify", "face") if acquired.body_part in WITH_A_FACE else None
 
 
-def text_risk(header: FrameHeader, acquired: Acquisition, policy: str) -> str | Reject:
-    """What is known about text in the pixels: the value of the column ``burned_in_text``, or why it cannot pass.
+def text_risk(header: FrameHeader, acquired: Acquisition, policy: str, *, marked: bool = False) -> Risk:
+    """What is to be done about text in the pixels: ``search`` or ``stated`` where they are searched.
 
-    A header that says "burned in" is believed. Under ``private``, kinds of images that commonly carry text are held
-    back, because nothing has looked at their pixels.
+    Under ``private`` all pixels are. Under ``public`` those of kinds that commonly carry text, of collections that a
+    recipe marks, and where the header says that something is burned in; else ``none`` where it says that nothing is,
+    and ``unknown`` where it says nothing.
     """
     stated = header.term("BurnedInAnnotation")
     if stated == "YES":
-        return Reject("deidentify", "text_in_pixels", "BurnedInAnnotation = YES")
+        return "stated"
     colour = acquired.photometric not in ("MONOCHROME1", "MONOCHROME2")
     secondary = acquired.modality in ("XA", "RF") and (acquired.image_type or "").find("SECONDARY") >= 0
     risky = acquired.modality in RISKY_MODALITIES or colour or secondary or is_secondary_capture(header)
-    if risky and policy == "private":
-        return Reject("deidentify", "text_in_pixels", "this kind of image needs its pixels searched")
-    return "none" if stated == "NO" and not risky else "unknown"
+    if risky or marked or policy == "private":
+        return "search"
+    return "none" if stated == "NO" else "unknown"
 
 
 def _body_part(header: FrameHeader) -> list[str]:

@@ -153,9 +153,13 @@ class DeidSettings(_Section):
 
     ``exclude_head_slices``: slices of CT, MR and PET that can hold a part of a face, or of a body part that is not known,
     are left out, for nothing removes the face from them.
+    ``text``: found in the pixels, it is filled, or the image is left out. ``search``: collections all of whose images
+    are searched for text under ``public``, which searches only kinds that commonly carry it.
     """
 
     policy: Literal["public", "private"] = "public"
+    text: Literal["mask", "reject"] = "mask"
+    search: tuple[str, ...] = ()
     key_file: str | None = None
     key_env: str = "LUMID_KEY"
     exclude_head_slices: bool = False

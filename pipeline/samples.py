@@ -15,6 +15,7 @@ from pydicom import Dataset, FileDataset
 from lumid.catalog.keys import Keyer
 from lumid.catalog.schema import LABELS, CatalogRow
 from lumid.pipeline.allowlist import checked
+from lumid.pipeline.burned_in import Risk, clear_text
 from lumid.pipeline.convert import Kind, sniff, to_dataset
 from lumid.pipeline.decode import (
     FrameHeader,
@@ -51,7 +52,7 @@ class Opened:
     size: ImageSize
     identity: Identity = field(repr=False)
     acquired: Acquisition
-    burned_in_text: str
+    text_risk: Risk
     labels: tuple[str, ...] | None
     split: str | None
 
@@ -129,9 +130,8 @@ def _open(blob: Blob, provenance: Provenance, recipe: Recipe, keyer: Keyer) -> O
     acquired = acquisition(header, modality)
     if refused := with_a_face(acquired, recipe.deid.exclude_head_slices):
         return refused
-    text = text_risk(header, acquired, recipe.deid.policy)
-    if isinstance(text, Reject):
-        return text
+    marked = provenance.collection in recipe.deid.search
+    risk = text_risk(header, acquired, recipe.deid.policy, marked=marked)
     identity = identify(
         header,
         keyer,
@@ -139,7 +139,7 @@ def _open(blob: Blob, provenance: Provenance, recipe: Recipe, keyer: Keyer) -> O
         policy=recipe.deid.policy,
         source_id=blob.ref.source_id,
     )
-    return Opened(blob.ref, header, size, identity, acquired, text, blob.labels, blob.split)
+    return Opened(blob.ref, header, size, identity, acquired, risk, blob.labels, blob.split)
 
 
 def object_histograms(opened: Opened) -> list[Histogram] | Reject:
@@ -179,6 +179,10 @@ def _frame_sample(
     intensities = normalize(stored, header, opened.acquired.modality, span, recipe.pixels.profile)
     if isinstance(intensities, Reject):
         return intensities
+    cleared = clear_text(intensities, header, opened.text_risk, recipe.deid.text)
+    if isinstance(cleared, Reject):
+        return cleared
+    intensities, burned_in_text = cleared
     resized = resize(intensities.pixels, recipe.pixels.size)
     quality = measure(resized, _stored(background(intensities.unit, span), intensities) or 0.0)
     slope, intercept = intensities.slope, intensities.intercept
@@ -191,7 +195,7 @@ def _frame_sample(
     placed = geometry(header, opened.acquired.modality)
     kept = replace(intensities, pixels=resized)
     clipped = clipped_fraction(intensities.pixels, _top(intensities, span))
-    row = _row(opened, frame, kept, quality, clipped, encoded, placed, series.provenance, recipe, keyer)
+    row = _row(opened, frame, kept, burned_in_text, quality, clipped, encoded, placed, series.provenance, recipe, keyer)
     at = Place(placed.placed, header.number("InstanceNumber"), frame, row.key)
     return Sample(row, encoded.data, at, perceptual_hash(resized), opened.acquired.unknown)
 
@@ -210,8 +214,8 @@ def _top(intensities: Intensities, span: Range | None) -> float:
 
 
 def _row(
-    opened: Opened, frame: int, kept: Intensities, quality: Quality, clipped: float, encoded: Encoded, placed: Geometry,
-    provenance: Provenance, recipe: Recipe, keyer: Keyer,
+    opened: Opened, frame: int, kept: Intensities, burned_in_text: str, quality: Quality, clipped: float,
+    encoded: Encoded, placed: Geometry, provenance: Provenance, recipe: Recipe, keyer: Keyer,
 ) -> CatalogRow:  # fmt: skip
     identity, acquired = opened.identity, opened.acquired
     height, width = kept.pixels.shape[:2]
@@ -274,7 +278,7 @@ def _row(
         sharpness=quality.sharpness,
         noise=quality.noise * abs(kept.slope),
         clipped_fraction=clipped,
-        burned_in_text=opened.burned_in_text,
+        burned_in_text=burned_in_text,
         labels=None if opened.labels is None else tuple(one for one in LABELS if one in opened.labels) or None,
         split=opened.split or assign_split(identity.patient, recipe.splits, keyer),
         deid_policy=policy_name(recipe.deid.policy),
