@@ -9,7 +9,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
@@ -240,6 +239,16 @@ class Shards:
             if not kept:
                 os.close(descriptor)
 
+    def size(self, shard: str) -> int:
+        """The size of a shard in bytes. Raises :class:`DatasetError` when it is missing."""
+        try:
+            if self._store is not None:
+                return int(obstore.head(self._store, f"shards/{shard}")["size"])
+            assert self._folder is not None
+            return (self._folder / shard).stat().st_size
+        except STORE_ERRORS:
+            raise DatasetError(f"shards/{shard}: missing or not readable; build the data set again") from None
+
     def _descriptor(self, shard: str) -> tuple[int, bool]:
         """An open file, and whether it stays open."""
         assert self._folder is not None
@@ -281,8 +290,3 @@ class Shards:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-
-def note_metadata(note: SubsetNote) -> dict[bytes, Any]:
-    """The Parquet metadata of a subset."""
-    return {NOTE: note.to_json().encode()}
