@@ -156,6 +156,21 @@ def local_root(where: Anywhere) -> Path:
     raise UsageError(f"{place.root}: this needs a data set on a local disk; copy it here first")
 
 
+def fetched(place: Place, name: str, scratch: Path) -> Path:
+    """A file of a data set on this machine: where it is, or a copy of the object in ``scratch``.
+
+    Raises :class:`DatasetError` when a store does not give it.
+    """
+    if isinstance(place.root, Path):
+        return place.root / name
+    try:
+        data = bytes(obstore.get(_store(place.root), name).bytes())
+    except STORE_ERRORS as error:
+        raise DatasetError(f"{place.root}/{name}: {why_not(error)}") from None
+    (scratch / name).write_bytes(data)
+    return scratch / name
+
+
 def _stored_manifest(url: str) -> Manifest:
     try:
         data = bytes(obstore.get(_store(url), "dataset.json").bytes())

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from lumid._version import __version__
 
 if TYPE_CHECKING:
-    from lumid.catalog.dataset import open_dataset as open
+    from lumid.catalog.dataset import open_dataset as open  # noqa: A004  lumid.open is meant to read as open does
 
 __all__ = ["__version__", "open"]
 

@@ -16,13 +16,15 @@ from lumid.catalog.errors import DatasetError, UsageError
 from lumid.catalog.query import read_catalog
 from lumid.catalog.schema import CATALOG
 from lumid.catalog.shards import read_range
+from tests.catalog.sound import make_sound
 from tests.factory import make_dataset
 
 
-@pytest.mark.parametrize("module", ["dataset", "subset", "filters", "mistakes", "query", "places"])
-def test_examples_in_docstrings_run(built: Path, tmp_path: Path, module: str) -> None:
+@pytest.mark.parametrize("module", ["dataset", "subset", "filters", "mistakes", "query", "places", "show", "strip", "extract", "images"])
+def test_examples_in_docstrings_run(tmp_path: Path, module: str) -> None:
+    built = make_sound(tmp_path / "ds", n=40)
     found = importlib.import_module(f"lumid.catalog.{module}")
-    names = {"DATASET": built, "FOLDER": tmp_path, "lumid": lumid, "ds": lumid.open(built)}
+    names = {"DATASET": built, "FOLDER": tmp_path, "lumid": lumid, "ds": lumid.open(built), "read_catalog": read_catalog}
     done = doctest.testmod(found, extraglobs=names, verbose=False)
     assert done.failed == 0
     assert done.attempted > 0

@@ -12,7 +12,10 @@ import pytest
 from click.testing import Result
 from typer.testing import CliRunner
 
-import lumid.dags.cli.look  # noqa: F401  registers the commands
+import lumid.dags.cli.ask
+import lumid.dags.cli.look
+import lumid.dags.cli.pick
+import lumid.dags.cli.pictures  # noqa: F401  registers the commands
 from lumid.catalog.errors import LumidError
 from lumid.dags.cli.app import app
 
