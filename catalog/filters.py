@@ -73,12 +73,17 @@ def same_license(wanted: str, found: str) -> bool:
     >>> same_license("cc-by-nc", "Creative Commons Attribution-NonCommercial 4.0 International License")
     True
     """
-    family, version = _license_parts(wanted)
-    other, its_version = _license_parts(found)
+    family, version = license_parts(wanted)
+    other, its_version = license_parts(found)
     return family == other and version in (None, its_version)
 
 
-def _license_parts(name: str) -> tuple[tuple[str, ...], str | None]:
+def license_parts(name: str) -> tuple[tuple[str, ...], str | None]:
+    """The words that make the family of a licence, and its version.
+
+    >>> license_parts("CC BY-NC 4.0")
+    (('cc', 'by', 'nc'), '4.0')
+    """
     lowered = name.lower()
     for pattern, word in WORDS:
         lowered = re.sub(pattern, word, lowered)

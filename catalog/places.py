@@ -163,12 +163,17 @@ def fetched(place: Place, name: str, scratch: Path) -> Path:
     """
     if isinstance(place.root, Path):
         return place.root / name
+    (scratch / name).write_bytes(fetched_bytes(place, name))
+    return scratch / name
+
+
+def fetched_bytes(place: Place, name: str) -> bytes:
+    """The bytes of an object of a data set in a store. Raises :class:`DatasetError` when the store does not give them."""
+    assert isinstance(place.root, str)
     try:
-        data = bytes(obstore.get(_store(place.root), name).bytes())
+        return bytes(obstore.get(_store(place.root), name).bytes())
     except STORE_ERRORS as error:
         raise DatasetError(f"{place.root}/{name}: {why_not(error)}") from None
-    (scratch / name).write_bytes(data)
-    return scratch / name
 
 
 def _stored_manifest(url: str) -> Manifest:

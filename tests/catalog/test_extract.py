@@ -171,7 +171,7 @@ from lumid.catalog.extract import extract_dataset
 count, replace = 0, Path.replace
 def stop(self, target):
     global count
-    if self.parent.name == ".extract":
+    if self.parent.name == ".extract" and target.parent == Path(sys.argv[2]):
         if count == int(sys.argv[3]):
             os._exit(9)
         count += 1
