@@ -12,6 +12,7 @@ import argparse
 import json
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,16 +22,28 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from lumid.catalog.catalog_files import CATALOG_CHUNK_ROWS, write_catalog_rows
 from lumid.catalog.layout import Counts, Layout, Manifest, Shard, write_table, write_text
 from lumid.catalog.schema import CATALOG, FORMAT_VERSION, REJECTS
 
-SORT = ("collection", "patient", "study", "series", "slice_position", "key")
-CHUNK_ROWS = 500_000
 SHARD_SAMPLES = 4_000
 SHARES = {"CT": .62, "MR": .24, "PT": .07, "US": .02, "DX": .012, "MG": .01, "XA": .01, "NM": .005, "CR": .004, "RF": .004,
           "SC": .003, "OT": .002}  # fmt: skip
 SLICES = {"CT": 130, "MR": 60, "PT": 220, "US": 20, "XA": 40, "NM": 60, "RF": 10}
-BODY_PARTS = ("CHEST", "ABDOMEN", "HEAD", "BREAST", "PROSTATE", "PELVIS", "KIDNEY", "LIVER", "COLON", "NECK", "SPINE", None)
+BODY_PARTS = (
+    "CHEST",
+    "ABDOMEN",
+    "HEAD",
+    "BREAST",
+    "PROSTATE",
+    "PELVIS",
+    "KIDNEY",
+    "LIVER",
+    "COLON",
+    "NECK",
+    "SPINE",
+    None,
+)
 LICENSES = ("CC BY 3.0", "CC BY 4.0", "CC BY-NC 3.0", "CC BY-NC 4.0", None)
 MAKERS = ("Siemens", "GE", "Philips", "Canon", "Hologic", None)
 COLLECTIONS = 60
@@ -71,7 +84,9 @@ def draw(rows: int, seed: int) -> Drawn:
     patient = rng.integers(0, np.maximum(1, (count * weight[collection] / weight.sum() / 8).astype(np.int64)))
     name = modalities[kind]
     slice_like = np.isin(name, ["CT", "MR", "PT", "NM"])
-    spacing = np.where(rng.random(count) < 0.7, rng.choice(np.linspace(0.5, 0.98, 25), count), rng.uniform(0.3, 4, count).round(6))
+    spacing = np.where(
+        rng.random(count) < 0.7, rng.choice(np.linspace(0.5, 0.98, 25), count), rng.uniform(0.3, 4, count).round(6)
+    )
     columns: dict[str, npt.NDArray[Any]] = {
         "modality": name, "collection": collection, "patient": patient, "study": patient * 4 + rng.integers(0, 3, count),
         "slices": sizes, "body_part": np.array(BODY_PARTS, object)[(collection + rng.choice([0, 0, 0, 1, 2], count)) % 12],
@@ -113,7 +128,9 @@ def chunk_table(drawn: Drawn, begin: int, end: int, seed: int, ids: dict[str, pa
     tail = rng.bytes(4 * n).hex()
     keys = [head[16 * i : 16 * i + 16] + tail[8 * i : 8 * i + 8] for i in range(n)]
     collection = np.array([f"collection_{one:02d}" for one in range(COLLECTIONS)], object)[series["collection"]]
-    unit = np.where(is_ct, "HU", np.where(kind == "PT", "SUVbw", np.where(np.isin(kind, ["MR", "NM"]), "a.u.", "display")))
+    unit = np.where(
+        is_ct, "HU", np.where(kind == "PT", "SUVbw", np.where(np.isin(kind, ["MR", "NM"]), "a.u.", "display"))
+    )
     has_slices = ~np.isnan(series["slice_thickness"])
     nothing = np.full(n, None, object)
     values: dict[str, Any] = {
@@ -164,25 +181,20 @@ def chunks(rows: int, seed: int = 0) -> Iterator[pa.Table]:
         "study": hex_digits(rng, COLLECTIONS * 400_000, 16),
         "series": hex_digits(rng, len(drawn.columns["slices"]), 16),
     }
-    for begin in range(0, rows, CHUNK_ROWS):
-        yield chunk_table(drawn, begin, min(begin + CHUNK_ROWS, rows), seed, ids)
+    for begin in range(0, rows, CATALOG_CHUNK_ROWS):
+        yield chunk_table(drawn, begin, min(begin + CATALOG_CHUNK_ROWS, rows), seed, ids)
 
 
 def write(root: Path, rows: int) -> None:
     """A finished data set under ``root`` whose shards are not there."""
     layout = Layout(root)
-    counts: dict[str, int] = {}
+    counts: Counter[str] = Counter()
     shards: list[Shard] = []
     started = time.monotonic()
     for number, table in enumerate(chunks(rows)):
-        for modality in sorted(table["modality"].unique().to_pylist()):
-            mine = table.filter(pa.compute.equal(table["modality"], modality))
-            mine = mine.sort_by([(name, "ascending") for name in SORT]).combine_chunks()
-            counts[modality] = counts.get(modality, 0) + mine.num_rows
-            path = layout.catalog / f"modality={modality}" / f"part-{number:05d}.parquet"
-            write_table(path, mine.drop_columns(["modality"]))
+        counts.update(dict(write_catalog_rows(table, number, layout.catalog).modalities))
         shards += _shards(table)
-        print(f"{(number + 1) * CHUNK_ROWS:,} rows, {time.monotonic() - started:,.0f} s", file=sys.stderr)
+        print(f"{(number + 1) * CATALOG_CHUNK_ROWS:,} rows, {time.monotonic() - started:,.0f} s", file=sys.stderr)
     write_table(layout.rejects / "part-00000.parquet", REJECTS.empty_table())
     about = Manifest(
         name="synthetic", format_version=FORMAT_VERSION, lumid_version="0", recipe={}, recipe_hash="", lock_hash="", catalog_hash=f"{rows}",
@@ -193,9 +205,7 @@ def write(root: Path, rows: int) -> None:
 
 def _shards(table: pa.Table) -> list[Shard]:
     named = table.group_by("shard").aggregate([("key", "min"), ("key", "max"), ("key", "count")]).sort_by("shard")
-    return [
-        Shard(row["shard"], row["key_count"], 0, "", row["key_min"], row["key_max"]) for row in named.to_pylist()
-    ]
+    return [Shard(row["shard"], row["key_count"], 0, "", row["key_min"], row["key_max"]) for row in named.to_pylist()]
 
 
 if __name__ == "__main__":

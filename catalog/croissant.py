@@ -128,7 +128,11 @@ def card(manifest: Manifest, uses: Sequence[CollectionUse], note: SubsetNote | N
     names = list(dict.fromkeys(use.license or "not stated" for use in uses))
     title, samples = (manifest.name, manifest.counts.kept) if note is None else (note.name, note.samples)
     one = _hub_license(names[0]) if len(names) == 1 else None
-    terms = [f"license: {one}"] if one else ["license: other", f"license_name: {'several' if len(names) > 1 else 'as-stated'}"]
+    terms = (
+        [f"license: {one}"]
+        if one
+        else ["license: other", f"license_name: {'several' if len(names) > 1 else 'as-stated'}"]
+    )
     configs = [] if note is None else [("subset", f"{note.name}.parquet")]
     configs.append(("catalog", "catalog/*/*.parquet"))
     # the hub's readers take no column from a folder's name
@@ -140,7 +144,7 @@ def card(manifest: Manifest, uses: Sequence[CollectionUse], note: SubsetNote | N
     lines += ["---", "", f"# {title}", "", _description(manifest, uses, samples), ""]
     lines += ["Licences: " + "; ".join(names) + ". Each image stays under the terms of its source: the catalog's columns "
               "`license`, `doi` and `collection` say which, CITATION.bib what to cite.", ""]  # fmt: skip
-    lines += ["The shards are in WebDataset's layout: `load_dataset(\"webdataset\", data_files=\"shards/*.tar\")`.", ""]
+    lines += ['The shards are in WebDataset\'s layout: `load_dataset("webdataset", data_files="shards/*.tar")`.', ""]
     return "\n".join(lines)
 
 

@@ -180,15 +180,15 @@ def _plan(
     return _Plan(index["key"].to_pylist(), counts, (*chunks, range(begin, count)))
 
 
-def _chunk_rows(
-    connection: duckdb.DuckDBPyConnection, plan: _Plan, chunk: range, condition: str | None
-) -> pa.Table:
+def _chunk_rows(connection: duckdb.DuckDBPyConnection, plan: _Plan, chunk: range, condition: str | None) -> pa.Table:
     first = sum(plan.counts[: chunk.start])
     last = first + sum(plan.counts[number] for number in chunk) - 1
     between = f"key BETWEEN {text(plan.keys[first])} AND {text(plan.keys[last])}"
     table = ask(connection, f"SELECT * FROM catalog{where_clause(all_of(condition, between))} ORDER BY key")
     if table["key"].to_pylist() != plan.keys[first : last + 1]:
-        raise UsageError("the condition does not choose the same samples every time; leave random() and the like out of it")
+        raise UsageError(
+            "the condition does not choose the same samples every time; leave random() and the like out of it"
+        )
     return table.cast(CATALOG)
 
 

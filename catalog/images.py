@@ -81,7 +81,9 @@ def _classes(table: pa.Table, by: Sequence[str]) -> dict[str, int]:
         name = folder_of(row, by)
         counts[name] = counts.get(name, 0) + 1
     if len(counts) > MOST_FOLDERS:
-        raise UsageError(f"--by {','.join(by)}: gives {len(counts):,} folders, {MOST_FOLDERS:,} at most; take another column")
+        raise UsageError(
+            f"--by {','.join(by)}: gives {len(counts):,} folders, {MOST_FOLDERS:,} at most; take another column"
+        )
     return dict(sorted(counts.items()))
 
 

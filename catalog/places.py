@@ -109,7 +109,9 @@ def read_note(path: Path) -> SubsetNote:
         raw = json.loads((pq.read_schema(path).metadata or {})[NOTE])
         return SubsetNote(**(raw | {"steps": tuple(Step(**step) for step in raw["steps"])}))
     except FileNotFoundError:
-        raise UsageError(f"{path}: no such file; write a subset with `lumid subset DATASET WHERE --out {path}`") from None
+        raise UsageError(
+            f"{path}: no such file; write a subset with `lumid subset DATASET WHERE --out {path}`"
+        ) from None
     except (OSError, pa.ArrowException, KeyError, ValueError, TypeError):
         raise UsageError(
             f"{path}: neither a data set nor a subset; a subset is written by `lumid subset DATASET WHERE --out NAME.parquet`"

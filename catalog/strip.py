@@ -58,7 +58,9 @@ def show_series(
     for number, row, pixels, (index, position) in zip(chosen, rows, read_images(root, rows), places, strict=True):
         at = "" if position is None else f"{position:.1f} mm"
         # without positions the order is that of frames
-        tiles.append(Tile(thumbnail(row, pixels, size, window), f"{number if index is None else index}  {at}", row.key[:8]))
+        tiles.append(
+            Tile(thumbnail(row, pixels, size, window), f"{number if index is None else index}  {at}", row.key[:8])
+        )
     picture = contact_sheet(tiles, ACROSS)
     write_picture(out, picture)
     return Sheet(out, picture, tuple(rows), total)
@@ -81,7 +83,9 @@ def find_series(connection: duckdb.DuckDBPyConnection, wanted: str) -> str:
         "ORDER BY 1 LIMIT 4",
     )["series"].to_pylist()
     if not found:
-        raise UsageError(f"--series {digits}: no series and no key begins so; see `lumid query DATASET --group-by series`")
+        raise UsageError(
+            f"--series {digits}: no series and no key begins so; see `lumid query DATASET --group-by series`"
+        )
     if len(found) > 1:
         raise UsageError(f"--series {digits}: more than one begins so ({', '.join(found[:3])} …); give more digits")
     return str(found[0])

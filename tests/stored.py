@@ -17,7 +17,10 @@ def store(root: Path, monkeypatch: pytest.MonkeyPatch, prefix: str = "deep/lumid
     client.create_bucket(Bucket=bucket, ACL="public-read")
     for path in sorted(path for path in root.rglob("*") if path.is_file()):
         client.put_object(
-            Bucket=bucket, Key=f"{prefix}/{path.relative_to(root).as_posix()}", Body=path.read_bytes(), ACL="public-read"
+            Bucket=bucket,
+            Key=f"{prefix}/{path.relative_to(root).as_posix()}",
+            Body=path.read_bytes(),
+            ACL="public-read",
         )
     monkeypatch.setenv("AWS_ENDPOINT_URL", server)
     monkeypatch.setenv("AWS_REGION", "us-east-1")

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from lumid.catalog.cite import CollectionUse
     from lumid.catalog.places import Place
 
+
 class CitationFormat(StrEnum):
     """How citations are printed."""
 

@@ -29,7 +29,9 @@ Collection = Annotated[
 ]
 License = Annotated[
     list[str] | None,
-    typer.Option("--license", help="Only this licence: cc-by, cc-by-nc, cc-by-3.0 …; can be repeated.", show_default=False),
+    typer.Option(
+        "--license", help="Only this licence: cc-by, cc-by-nc, cc-by-3.0 …; can be repeated.", show_default=False
+    ),
 ]
 Split = Annotated[
     list[str] | None, typer.Option("--split", help="Only train, val, test or benchmark.", show_default=False)

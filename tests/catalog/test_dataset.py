@@ -20,11 +20,19 @@ from tests.catalog.sound import make_sound
 from tests.factory import make_dataset
 
 
-@pytest.mark.parametrize("module", ["dataset", "subset", "filters", "mistakes", "query", "places", "show", "strip", "extract", "images"])
+@pytest.mark.parametrize(
+    "module", ["dataset", "subset", "filters", "mistakes", "query", "places", "show", "strip", "extract", "images"]
+)
 def test_examples_in_docstrings_run(tmp_path: Path, module: str) -> None:
     built = make_sound(tmp_path / "ds", n=40)
     found = importlib.import_module(f"lumid.catalog.{module}")
-    names = {"DATASET": built, "FOLDER": tmp_path, "lumid": lumid, "ds": lumid.open(built), "read_catalog": read_catalog}
+    names = {
+        "DATASET": built,
+        "FOLDER": tmp_path,
+        "lumid": lumid,
+        "ds": lumid.open(built),
+        "read_catalog": read_catalog,
+    }
     done = doctest.testmod(found, extraglobs=names, verbose=False)
     assert done.failed == 0
     assert done.attempted > 0

@@ -38,7 +38,10 @@ def test_versions() -> None:
         (Filters(modality=("ct", "mr")), "modality IN ('CT', 'MR')"),
         (Filters(license=("cc-by",)), "license = 'CC BY 4.0'"),
         (Filters(license=("none",)), "license IS NULL"),
-        (Filters(license=("cc-by", "none"), split=("VAL",)), "(license = 'CC BY 4.0' OR license IS NULL) AND (split = 'val')"),
+        (
+            Filters(license=("cc-by", "none"), split=("VAL",)),
+            "(license = 'CC BY 4.0' OR license IS NULL) AND (split = 'val')",
+        ),
         (Filters(collection=("Lung-Trial",)), "collection = 'lung_trial'"),
         (Filters(body_part=("chest", "chest")), "body_part = 'CHEST'"),
         (Filters(collection=("l'x",)), "collection = 'l''x'"),

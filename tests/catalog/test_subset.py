@@ -64,7 +64,9 @@ def test_subsets_of_subsets(built: Path, tmp_path: Path) -> None:
 
 @settings(max_examples=25, deadline=None)
 @given(st.lists(st.tuples(st.sampled_from(CONDITIONS), st.none() | st.integers(1, 30)), min_size=1, max_size=3))
-def test_steps_are_what_they_say(built: Path, tmp_path_factory: pytest.TempPathFactory, steps: list[tuple[str | None, int | None]]) -> None:
+def test_steps_are_what_they_say(
+    built: Path, tmp_path_factory: pytest.TempPathFactory, steps: list[tuple[str | None, int | None]]
+) -> None:
     out = tmp_path_factory.mktemp("steps") / "s.parquet"
     expected = keys(built)
     for condition, limit in steps:
@@ -90,7 +92,7 @@ def test_moved_and_missing_data_sets(dataset: Path, tmp_path: Path) -> None:
     write_subset(dataset, tmp_path / "s.parquet", "modality = 'CT'")
     (tmp_path / "elsewhere").mkdir()
     shutil.move(dataset, tmp_path / "elsewhere" / "ds")
-    with pytest.raises(DatasetError, match="its data set is not at .*--subset"):
+    with pytest.raises(DatasetError, match=r"its data set is not at .*--subset"):
         keys(tmp_path / "s.parquet")
     assert len(lumid.open(tmp_path / "elsewhere" / "ds", tmp_path / "s.parquet")) == 14
     shutil.move(tmp_path / "s.parquet", tmp_path / "elsewhere" / "s.parquet")
