@@ -198,7 +198,7 @@ def write(root: Path, rows: int) -> None:
     write_table(layout.rejects / "part-00000.parquet", REJECTS.empty_table())
     about = Manifest(
         name="synthetic", format_version=FORMAT_VERSION, lumid_version="0", recipe={}, recipe_hash="", lock_hash="", catalog_hash=f"{rows}",
-        libraries={}, counts=Counts(rows, rows, rows, 0), modalities=counts, rejects={}, shards=tuple(shards), build={},
+        libraries={}, counts=Counts(rows, rows, rows, 0), modalities=dict(sorted(counts.items())), rejects={}, shards=tuple(shards), build={},
     )  # fmt: skip
     write_text(layout.manifest, json.dumps(asdict(about)))
 

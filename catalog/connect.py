@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import duckdb
 import pyarrow as pa
 
 from lumid.catalog.errors import DatasetError, UsageError
 from lumid.catalog.mistakes import explain, text
-from lumid.catalog.places import Anywhere, Tables, as_place, list_tables, place_manifest
+from lumid.catalog.places import Anywhere, Tables, as_place, list_tables, place_manifest, read_note
 from lumid.catalog.schema import CATALOG, REJECTS
 from lumid.catalog.stores import SCHEME, StoreFiles
 
@@ -47,7 +47,7 @@ def connect(where: Anywhere, *, finished: bool = True) -> duckdb.DuckDBPyConnect
         connection.execute(f"SET allowed_paths = {_text_list([*plain, *catalog, *rejects, *keys])}")
         connection.execute("SET enable_external_access = false")
         connection.execute("SET lock_configuration = true")
-        within = f" WHERE key IN (SELECT key FROM read_parquet({text(keys[0])}))" if keys else ""
+        within = "" if place.subset is None else _within(keys[0], read_note(place.subset).modalities)
         _view(connection, "catalog", catalog, CATALOG, within)
         _view(connection, "rejects", rejects, REJECTS)
     except duckdb.Error:
@@ -61,6 +61,11 @@ def connect(where: Anywhere, *, finished: bool = True) -> duckdb.DuckDBPyConnect
     return connection
 
 
+def _within(keys: str, modalities: Iterable[str]) -> str:
+    """The condition that a subset's file stands for; its modalities spare the search through the files of others."""
+    return f" WHERE modality IN ({', '.join(map(text, modalities))}) AND key IN (SELECT key FROM read_parquet({text(keys)}))"
+
+
 def _view(
     connection: duckdb.DuckDBPyConnection, name: str, files: Sequence[str], schema: pa.Schema, within: str = ""
 ) -> None:
@@ -68,13 +73,16 @@ def _view(
         empty = ", ".join(f'CAST(NULL AS {_sql_type(field.type)}) AS "{field.name}"' for field in schema)
         connection.execute(f"CREATE VIEW {name} AS SELECT {empty} WHERE false")
         return
-    # The modality is taken from the file's own folder: hive_partitioning would take `key=…` and the like from any
-    # folder above it.
-    folder = "regexp_extract(filename, 'modality=([^/]*)/[^/]*$', 1) AS modality"
-    columns = ", ".join(folder if name == "catalog" and one == "modality" else f'"{one}"' for one in schema.names)
+    columns = [f'"{one}"' for one in schema.names]
+    options = "hive_partitioning = false"
+    if name == "catalog" and all(file.count("=") == 1 for file in files):
+        options = "hive_partitioning = true, hive_types_autocast = false"
+    elif name == "catalog":
+        # DuckDB would take `key=…` and the like from a folder above the catalog's for a column, too
+        columns[schema.names.index("modality")] = "regexp_extract(filename, 'modality=([^/]*)/[^/]*$', 1) AS modality"
+        options = "hive_partitioning = false, filename = true"
     connection.execute(
-        f"CREATE VIEW {name} AS SELECT {columns} "
-        f"FROM read_parquet({_text_list(files)}, hive_partitioning = false, filename = true){within}"
+        f"CREATE VIEW {name} AS SELECT {', '.join(columns)} FROM read_parquet({_text_list(files)}, {options}){within}"
     )
 
 
