@@ -45,6 +45,8 @@ def connect(where: Anywhere, *, finished: bool = True) -> duckdb.DuckDBPyConnect
         plain = [f"{SCHEME}://{name}" for name in tables.stored] or [*tables.catalog, *tables.rejects]
         plain += [] if place.subset is None else [str(place.subset.resolve())]
         connection.execute(f"SET allowed_paths = {_text_list([*plain, *catalog, *rejects, *keys])}")
+        # a finished catalog does not change: what the files say of themselves is read once
+        connection.execute("SET GLOBAL parquet_metadata_cache = true")
         connection.execute("SET enable_external_access = false")
         connection.execute("SET lock_configuration = true")
         within = "" if place.subset is None else _within(keys[0], read_note(place.subset).modalities)
