@@ -19,10 +19,12 @@ import lumid.dags.cli.ask
 import lumid.dags.cli.look
 import lumid.dags.cli.pick
 import lumid.dags.cli.pictures  # noqa: F401  registers the commands
-from lumid.catalog.errors import LumidError
+from lumid.catalog.errors import LumidError, UsageError
+from lumid.catalog.layout import read_manifest
 from lumid.catalog.verify import verify
 from lumid.dags.cli.app import app
 from lumid.dags.cli.preview import can_preview, half_blocks
+from lumid.dags.repair import recipe_of
 from tests.catalog.sound import make_sound
 from tests.stored import store
 
@@ -296,6 +298,12 @@ def test_extract_shards(sound: Path, tmp_path: Path) -> None:
     about = json.loads(ok("extract", sound, "sex = 'F'", "--limit", 3, "--out", tmp_path / "f", "--json"))
     assert (about["samples"], about["shards"]) == (3, 1)
     assert ok("query", tmp_path / "f").splitlines()[-1] == "3 of 3 samples"
+
+
+def test_an_extract_is_extracted_again_not_repaired(sound: Path, tmp_path: Path) -> None:
+    ok("extract", sound, "--modality", "CT", "--out", tmp_path / "ct")
+    with pytest.raises(UsageError, match="extract it again"):
+        recipe_of(read_manifest(tmp_path / "ct"))
 
 
 def test_extract_images(sound: Path, tmp_path: Path) -> None:
