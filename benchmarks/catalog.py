@@ -70,7 +70,9 @@ def questions(root: Path, ds: Dataset) -> dict[str, dict[str, Answer]]:
     plain.execute(f"CREATE VIEW catalog AS FROM read_parquet('{files}', hive_partitioning = true)")
     keys = ds.sample(KEYS, seed=1, columns=["key"])["key"].to_pylist()
     rng = np.random.default_rng(0)
-    keys = rng.choice(ds.query("SELECT key FROM catalog USING SAMPLE reservoir(20000) REPEATABLE (1)")["key"], KEYS).tolist()
+    keys = rng.choice(
+        ds.query("SELECT key FROM catalog USING SAMPLE reservoir(20000) REPEATABLE (1)")["key"], KEYS
+    ).tolist()
     listed = ", ".join(f"'{key}'" for key in keys)
     filters = "modality = 'CT' AND body_part = 'CHEST' AND slice_thickness <= 1.25"
     place = ", ".join(f'"{name}"' for name in PLACE)
@@ -124,7 +126,10 @@ def questions(root: Path, ds: Dataset) -> dict[str, dict[str, Answer]]:
 def summary(table: pa.Table) -> Any:
     """What must be the same whoever answers: the rows of a short table, else their number and the sum of a column."""
     if table.num_rows <= 2000:
-        return [[round(value, 6) if isinstance(value, float) else str(value) for value in row.values()] for row in table.to_pylist()]
+        return [
+            [round(value, 6) if isinstance(value, float) else str(value) for value in row.values()]
+            for row in table.to_pylist()
+        ]
     return table.num_rows, pa.compute.sum(table["length"]).as_py()
 
 
@@ -177,7 +182,10 @@ def layouts(rows: int) -> None:
     chosen = plain | {"column_encoding": ENCODINGS}
     variants: dict[str, tuple[pa.Table, dict[str, Any]]] = {
         "as lumid writes it": (by_series, chosen | {"row_group_size": ROW_GROUP_ROWS}),
-        **{f"row groups of {n:,}": (by_series, chosen | {"row_group_size": n}) for n in (8_192, 32_768, 131_072, 524_288)},
+        **{
+            f"row groups of {n:,}": (by_series, chosen | {"row_group_size": n})
+            for n in (8_192, 32_768, 131_072, 524_288)
+        },
         "no delta, no byte streams": (by_series, plain | {"row_group_size": ROW_GROUP_ROWS}),
         "dictionaries for all columns": (by_series, {"row_group_size": ROW_GROUP_ROWS}),
         "zstd level 6": (by_series, chosen | {"row_group_size": ROW_GROUP_ROWS, "compression_level": 6}),
@@ -200,7 +208,9 @@ def layouts(rows: int) -> None:
             f"SELECT key, slice_position FROM '{{}}' WHERE series = '{series}' ORDER BY ALL",
             f"SELECT {', '.join(PLACE).replace('offset', chr(34) + 'offset' + chr(34))} FROM '{{}}' WHERE key IN ({keys}) ORDER BY ALL",
         ):
-            spent = timed({name: lambda p=path, q=query: connection.sql(q.format(p)).fetchall() for name, path in paths.items()})
+            spent = timed(
+                {name: lambda p=path, q=query: connection.sql(q.format(p)).fetchall() for name, path in paths.items()}
+            )
             for name, (wall, _) in spent.items():
                 cells[name].append(f"{wall:.0f} ms")
     for name, row in cells.items():
@@ -251,7 +261,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=2_000_000)
     parser.add_argument("--folder", type=Path, help="where the synthetic catalog is, or is to be")
-    parser.add_argument("--only", nargs="*", choices=["questions", "layouts", "images"], default=["questions", "layouts", "images"])
+    parser.add_argument(
+        "--only", nargs="*", choices=["questions", "layouts", "images"], default=["questions", "layouts", "images"]
+    )
     parser.add_argument("--slices", type=int, default=600)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:

@@ -21,6 +21,7 @@ import lumid.dags.cli.pick
 import lumid.dags.cli.pictures  # noqa: F401  registers the commands
 from lumid.catalog.errors import LumidError, UsageError
 from lumid.catalog.layout import read_manifest
+from lumid.catalog.query import read_catalog
 from lumid.catalog.verify import verify
 from lumid.dags.cli.app import app
 from lumid.dags.cli.preview import can_preview, half_blocks
@@ -92,6 +93,20 @@ def test_exports_hold_all_rows(built: Path, tmp_path: Path) -> None:
     ok("query", built, "--sql", "SELECT 1 AS one, NULL AS none", "--out", tmp_path / "a.json")
     assert json.loads((tmp_path / "a.json").read_text()) == [{"one": 1, "none": None}]
     assert json.loads(ok("query", built, "--sql", "SELECT 'nan'::DOUBLE AS x", "--json")) == [{"x": None}]
+
+
+@pytest.mark.parametrize("at_once", [1, 7, 40, 1000])
+def test_rows_are_whole_however_many_are_written_at_once(
+    built: Path, at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = read_catalog(built, columns=["key", "modality", "labels"]).to_pylist()
+    monkeypatch.setattr("lumid.dags.cli.tables.ROWS_AT_ONCE", at_once)
+    asked = ("query", built, "--select", "key, modality, labels", "--order-by", "key")
+    assert json.loads(ok(*asked, "--json")) == expected
+    rows = list(csv.DictReader(io.StringIO(ok(*asked, "--format", "csv"))))
+    assert [row["key"] for row in rows] == [row["key"] for row in expected]
+    assert ok(*asked, "--limit", 0, "--json") == "[]\n"
+    assert ok(*asked, "--limit", 0, "--format", "csv") == "key,modality,labels\n"
 
 
 def test_columns_are_listed_with_unit_and_meaning(built: Path) -> None:
@@ -343,7 +358,9 @@ def test_a_series_as_a_strip(built: Path, tmp_path: Path) -> None:
     for name in (row["series"], row["series"][:6], row["key"][:8], row["key"].upper()):
         about = json.loads(ok("show", built, "--series", name, "--out", tmp_path / "a.png", "--json"))
         assert about["samples"] == about["shown"] == 4
-        order = ok("query", built, f"series = '{row['series']}'", "--select", "key", "--order-by", "slice_position", "--json")
+        order = ok(
+            "query", built, f"series = '{row['series']}'", "--select", "key", "--order-by", "slice_position", "--json"
+        )
         assert about["keys"] == [one["key"] for one in json.loads(order)]
     assert "2 of 4 slices" in ok("show", built, "--series", row["series"], "--n", 2, "--out", tmp_path / "a.png")
     assert "no series and no key" in str(fails("show", built, "--series", "0000000000"))
