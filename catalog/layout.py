@@ -138,8 +138,16 @@ def read_manifest(root: Path) -> Manifest:
                 f"{root}: the build of this data set has not finished; run the same `lumid build` again to go on"
             )
         raise DatasetError(f"{root}: not a data set (no dataset.json); make one with `lumid build` or `lumid demo`")
+    return parse_manifest(layout.manifest.read_bytes(), root)
+
+
+def parse_manifest(data: bytes, root: Path | str) -> Manifest:
+    """The manifest in the bytes of ``dataset.json``; ``root`` says in errors where it is.
+
+    Raises :class:`DatasetError` when it is damaged, or of a newer format.
+    """
     try:
-        raw = json.loads(layout.manifest.read_text("utf-8"))
+        raw = json.loads(data)
         if raw["format_version"] > FORMAT_VERSION:
             raise DatasetError(
                 f"{root}: written in format {raw['format_version']}, this lumid reads up to {FORMAT_VERSION}: update lumid"
@@ -147,7 +155,7 @@ def read_manifest(root: Path) -> Manifest:
         shards = tuple(Shard(**item) for item in raw.pop("shards"))
         return Manifest(**(raw | {"counts": Counts(**raw["counts"])}), shards=shards)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise DatasetError(f"{layout.manifest}: damaged (not a lumid manifest); build the data set again") from error
+        raise DatasetError(f"{root}/dataset.json: damaged (not a lumid manifest); build the data set again") from error
 
 
 @contextmanager

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import cast
 
 import cv2
 import numpy as np
@@ -20,9 +19,9 @@ import pyarrow as pa
 
 from lumid.catalog.codecs import Pixels, decode, encode
 from lumid.catalog.errors import DatasetError, UsageError
-from lumid.catalog.layout import Layout, atomic_file, storage_errors
-from lumid.catalog.query import all_of, count_samples, read_catalog, run_sql, text, where_clause, why_empty
-from lumid.catalog.shards import read_range
+from lumid.catalog.layout import atomic_file, storage_errors
+from lumid.catalog.places import Anywhere, Shards
+from lumid.catalog.query import all_of, ask, connect, count_samples, text, where_clause, why_empty
 
 RGB = npt.NDArray[np.uint8]
 """``uint8 [rows, columns, 3]``."""
@@ -81,19 +80,22 @@ def image_rows(table: pa.Table) -> list[ImageRow]:
 # ---- which samples
 
 
-def choose_rows(root: Path, where: str | None = None, n: int = 24, *, finished: bool = True) -> list[ImageRow]:
+def choose_rows(root: Anywhere, where: str | None = None, n: int = 24, *, finished: bool = True) -> list[ImageRow]:
     """At most ``n`` samples that meet ``where``, spread over modalities and, in each, over series.
 
     The same samples every time: within a series the smallest keys come first, and keys are a fair shuffle.
     Returned sorted by modality and key.
     """
-    found = run_sql(root, f"SELECT DISTINCT modality FROM catalog{where_clause(where)} ORDER BY 1", finished=finished)
     queues = []
-    for modality in found["modality"].to_pylist():
-        condition = all_of(where, f"modality = {text(modality)}")
-        # the smallest keys are a fair sample of the modality: enough of them to meet many series
-        table = read_catalog(root, condition, IMAGE_COLUMNS, limit=max(16 * n, 256), finished=finished)
-        queues.append(_spread_over_series(image_rows(table)))
+    columns = ", ".join(f'"{name}"' for name in IMAGE_COLUMNS)
+    with connect(root, finished=finished) as connection:
+        found = ask(connection, f"SELECT DISTINCT modality FROM catalog{where_clause(where)} ORDER BY 1")
+        for modality in found["modality"].to_pylist():
+            condition = all_of(where, f"modality = {text(modality)}")
+            # the smallest keys are a fair sample of the modality: enough of them to meet many series
+            last = f" ORDER BY key LIMIT {max(16 * n, 256)}"
+            table = ask(connection, f"SELECT {columns} FROM catalog{where_clause(condition)}{last}")
+            queues.append(_spread_over_series(image_rows(table)))
     chosen: list[ImageRow] = []
     for place in range(n):
         chosen += [queue[place] for queue in queues if place < len(queue)]
@@ -113,27 +115,18 @@ def _spread_over_series(rows: list[ImageRow]) -> list[ImageRow]:
 # ---- stored image → display
 
 
-def read_images(root: Path, rows: Sequence[ImageRow]) -> list[Pixels]:
+def read_images(root: Anywhere, rows: Sequence[ImageRow]) -> list[Pixels]:
     """The stored images of the rows, in their order, by range reads from the shards.
 
     Raises :class:`DatasetError` when a shard is missing, short, or holds something else at that place.
     """
-    folder = Layout(root).shards
-    with ExitStack() as stack:
-        shards: dict[str, BinaryIO] = {}
-        return [_read_image(folder, row, shards, stack) for row in rows]
+    with Shards(root) as shards:
+        return [_read_image(shards, row) for row in rows]
 
 
-def _read_image(folder: Path, row: ImageRow, shards: dict[str, BinaryIO], stack: ExitStack) -> Pixels:
-    if row.shard not in shards:
-        if Path(row.shard).name != row.shard:
-            raise DatasetError("the catalog names a shard outside of shards/; build the data set again")
-        try:
-            shards[row.shard] = stack.enter_context((folder / row.shard).open("rb"))
-        except OSError:
-            raise DatasetError(f"shards/{row.shard}: missing or unreadable; run `lumid build` again") from None
+def _read_image(shards: Shards, row: ImageRow) -> Pixels:
     try:
-        return decode(read_range(shards[row.shard], row.offset, row.length), row.codec)
+        return decode(shards.read(row.shard, row.offset, row.length), row.codec)
     except ValueError:
         raise DatasetError(
             f"shards/{row.shard}: no image at byte {row.offset}, where the catalog lists one; build the data set again"
@@ -250,30 +243,48 @@ def _write(sheet: RGB, line: str, left: int, baseline: int, width: int, colour: 
 
 @dataclass(frozen=True, slots=True)
 class Sheet:
-    """A contact sheet that was written: its file, its size in pixels, what it shows of how many samples."""
+    """A contact sheet that was written: its file, the picture, what it shows of how many samples."""
 
     path: Path
-    width: int
-    height: int
+    picture: RGB = field(repr=False)
     rows: tuple[ImageRow, ...]
     samples: int
 
+    @property
+    def width(self) -> int:
+        """Columns of the picture, in pixels."""
+        return int(self.picture.shape[1])
+
+    @property
+    def height(self) -> int:
+        """Rows of the picture, in pixels."""
+        return int(self.picture.shape[0])
+
 
 def show(
-    root: Path, out: Path, where: str | None = None, *, n: int = 24, window: str | None = None, size: int = 192
+    root: Anywhere, out: Path, where: str | None = None, *, n: int = 24, window: str | None = None, size: int = 192
 ) -> Sheet:
     """Write the contact sheet of at most ``n`` samples that meet ``where`` to the PNG file ``out``.
 
     ``window``: one of :data:`WINDOWS`, for images in HU; ``size``: long side of a tile in pixels. Raises
     :class:`UsageError`, with the reason, when no sample meets ``where``.
 
-    >>> show(root, Path("lungs.png"), "body_part = 'CHEST'", window="lung")  # doctest: +SKIP
+    >>> sheet = show(DATASET, FOLDER / "lungs.png", "body_part = 'CHEST'", n=4, window="lung")
+    >>> len(sheet.rows), sheet.samples
+    (4, 8)
     """
     rows = choose_rows(root, where, n)
     if not rows:
         raise UsageError("nothing to show: " + "; ".join(why_empty(root, where)))
     images = read_images(root, rows)
     sheet = contact_sheet([make_tile(row, pixels, size, window) for row, pixels in zip(rows, images, strict=True)])
+    write_picture(out, sheet)
+    return Sheet(out, sheet, tuple(rows), count_samples(root, where))
+
+
+def write_picture(out: Path, picture: RGB) -> None:
+    """Write a picture as a PNG file, whole or not at all."""
+    if out.is_dir():
+        raise UsageError(f"{out}: is a folder; --out must be a PNG file")
     with storage_errors(out), atomic_file(out) as file:
-        file.write(encode(sheet, "png"))
-    return Sheet(out, sheet.shape[1], sheet.shape[0], tuple(rows), count_samples(root, where))
+        file.write(encode(picture, "png"))

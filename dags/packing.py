@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 from distributed import Client
 
 from lumid import __version__
+from lumid.catalog.catalog_files import CatalogFile
 from lumid.catalog.errors import AccountingError
 from lumid.catalog.fingerprint import catalog_hash
 from lumid.catalog.layout import Counts, Layout, Manifest, Shard
@@ -25,7 +26,6 @@ from lumid.dags.versions import PIXEL_LIBRARIES, versions
 from lumid.pipeline.lock import lock_hash, write_lock
 from lumid.pipeline.pack import (
     CatalogChunk,
-    CatalogFile,
     ShardPlan,
     build_index,
     pack_shard,

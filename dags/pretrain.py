@@ -18,6 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from lumid.catalog.errors import UsageError
 
 if TYPE_CHECKING:
+    from lumid.catalog.places import Anywhere
     from lumid.model.pretrain import Parallel
     from lumid.model.pretrain import Progress as Step
     from lumid.model.recipe import TrainRecipe
@@ -49,7 +50,7 @@ def require_torch() -> None:
 
 
 def run_pretraining(
-    data: Path,
+    data: Anywhere,
     out: Path,
     recipe: str,
     *,
@@ -78,7 +79,7 @@ def run_pretraining(
     )
 
 
-def draw_reconstruction(run: Path, data: Path, out: Path, where: str | None = None) -> Path:
+def draw_reconstruction(run: Path, data: Anywhere, out: Path, where: str | None = None) -> Path:
     """The reconstruction figure of a run, as a PNG."""
     require_torch()
     from lumid.model.reconstruct import reconstruct

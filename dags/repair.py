@@ -66,6 +66,8 @@ def recipe_of(manifest: Manifest, source: str | None = None) -> Recipe:
 
     Raises :class:`UsageError` when that cannot be told.
     """
+    if "extract" in manifest.recipe:
+        raise UsageError("the data set was extracted from another one, not built: extract it again")
     values = json.loads(json.dumps(manifest.recipe))
     folders = [one for one in values["sources"] if one["kind"] == "folder"]
     if len(folders) > 1 or (folders and source is None):

@@ -9,7 +9,8 @@ from pathlib import Path
 from safetensors.torch import save_file
 
 from lumid.catalog.errors import LumidError
-from lumid.catalog.layout import read_manifest, write_text
+from lumid.catalog.layout import write_text
+from lumid.catalog.places import Anywhere, identity
 from lumid.catalog.query import run_sql
 from lumid.model.mae import SHAPES
 from lumid.model.pretrain import read_run
@@ -42,13 +43,13 @@ def timm_arguments(settings: ModelSettings) -> dict[str, object]:
     }
 
 
-def export_encoder(run: Path, out: Path, data: Path | None = None) -> Exported:
+def export_encoder(run: Path, out: Path, data: Anywhere | None = None) -> Exported:
     """Write ``encoder.safetensors``, ``config.json`` and ``README.md`` (the model card) into ``out``.
 
     ``data``: the data set of the run, for the card's licences; it must be the one that the run was trained on.
     """
     model, recipe, state = read_run(run)
-    if data is not None and read_manifest(data).catalog_hash != state.catalog_hash:
+    if data is not None and identity(data) != state.catalog_hash:
         raise LumidError(f"{data}: is not the data set that {run} was trained on; give that one, or none")
     out.mkdir(parents=True, exist_ok=True)
     weights, config, card = out / "encoder.safetensors", out / "config.json", out / "README.md"
@@ -86,7 +87,7 @@ def export_encoder(run: Path, out: Path, data: Path | None = None) -> Exported:
     return Exported(weights, card, config)
 
 
-def _data_lines(data: Path, where: str) -> list[str]:
+def _data_lines(data: Anywhere, where: str) -> list[str]:
     rows = run_sql(
         data,
         f"SELECT collection, coalesce(license, 'not stated') AS license, coalesce(doi, '') AS doi, count(*) AS samples FROM catalog WHERE ({where}\n) GROUP BY 1, 2, 3 ORDER BY 1",

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from lumid.catalog.errors import LumidError, UsageError
-from lumid.catalog.layout import read_manifest, write_text
+from lumid.catalog.layout import write_text
+from lumid.catalog.places import Anywhere, identity
 from lumid.catalog.schema import MODALITIES
 from lumid.model.augment import evaluation_input, training_input
 from lumid.model.checkpoint import (
@@ -71,7 +72,7 @@ class Trained:
 
 
 def pretrain(
-    data: Path,
+    data: Anywhere,
     run: Path,
     recipe: TrainRecipe,
     parallel: Parallel,
@@ -83,7 +84,7 @@ def pretrain(
     ``should_stop`` is asked after every step: a run that stops saves a checkpoint first. Raises :class:`LumidError`
     when ``run`` holds another recipe's or data set's run, or the loss is not a number.
     """
-    catalog_hash = read_manifest(data).catalog_hash
+    catalog_hash = identity(data)  # of a subset, other samples are another run
     model = build_model(recipe).to(parallel.device)
     optimizer = build_optimizer(model, recipe)
     state = _begin(run, recipe, catalog_hash, model, optimizer, parallel)
@@ -198,7 +199,7 @@ def mask_noise(seed: int, step: int, rank: int, batch: int, patches: int) -> Ten
 
 
 @torch.no_grad()
-def validate(model: MaskedAutoencoder, data: Path, recipe: TrainRecipe, device: torch.device) -> float | None:
+def validate(model: MaskedAutoencoder, data: Anywhere, recipe: TrainRecipe, device: torch.device) -> float | None:
     """The loss on held-out patients, without augmentation and with fixed masks; None when none are held out."""
     try:
         selection = select(data, "split = 'val'")

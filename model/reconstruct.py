@@ -13,7 +13,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from lumid.catalog.layout import read_manifest, write_text
+from lumid.catalog.errors import LumidError
+from lumid.catalog.layout import write_text
+from lumid.catalog.places import Anywhere, identity
 from lumid.catalog.query import run_sql, text, where_clause
 from lumid.catalog.schema import MODALITIES
 from lumid.model.augment import evaluation_input
@@ -57,7 +59,7 @@ class Figure:
     rows: tuple[Reconstruction, ...]
 
 
-def reconstruct(run: Path, data: Path, out: Path, where: str | None = None) -> Figure:
+def reconstruct(run: Path, data: Anywhere, out: Path, where: str | None = None) -> Figure:
     """Draw two images a modality into the PNG ``out``: one that the run was trained on, one that it was not.
 
     ``where`` leaves only the samples that meet a SQL condition. Raises :class:`~lumid.catalog.errors.LumidError` when
@@ -65,7 +67,13 @@ def reconstruct(run: Path, data: Path, out: Path, where: str | None = None) -> F
     """
     model, recipe, state = read_run(run)
     model.eval()
-    own = read_manifest(data).catalog_hash == state.catalog_hash
+    trained, given = state.catalog_hash, identity(data)
+    catalog, _, part = trained.partition(":")
+    if given != trained and part and given.partition(":")[0] == catalog:
+        raise LumidError(
+            f"{run}: was trained on a subset of this data set: give that one as --data, to tell what it has seen"
+        )
+    own = given.partition(":")[0] == catalog
     selection, seen = choose(data, where, recipe.data.where if own else None)
     settings = StreamSettings(len(selection), recipe.model.in_chans, recipe.data.canvas, threads=recipe.data.threads)
     stream = ImageStream(selection, settings)
@@ -83,7 +91,7 @@ def reconstruct(run: Path, data: Path, out: Path, where: str | None = None) -> F
     return Figure(out, tuple(rows))
 
 
-def choose(data: Path, where: str | None, trained_on: str | None) -> tuple[Selection, dict[str, Seen]]:
+def choose(data: Anywhere, where: str | None, trained_on: str | None) -> tuple[Selection, dict[str, Seen]]:
     """Two samples a modality: one of those that ``trained_on`` names, and one of the others, of a held-out patient if
     there is one; the largest, neither empty nor full, then by key.
 

@@ -7,13 +7,11 @@ into the batch's buffer, 16 bits wide; what is random is done later, on the devi
 from __future__ import annotations
 
 import logging
-import os
 import threading
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 import cv2
@@ -26,10 +24,9 @@ from torch.utils.data import IterableDataset
 
 from lumid.catalog.codecs import Pixels, decode
 from lumid.catalog.errors import DatasetError, LumidError
-from lumid.catalog.layout import Layout
+from lumid.catalog.places import Anywhere, Shards
 from lumid.catalog.query import read_catalog
 from lumid.catalog.schema import MODALITIES
-from lumid.catalog.shards import read_range
 
 COLUMNS = (
     "key", "shard", "offset", "length", "codec", "bits", "modality", "intensity_unit", "store_slope", "store_intercept", "p01", "p99",
@@ -67,15 +64,15 @@ class StreamState:
 class Selection:
     """The samples of a selection, by key: arrays of equal length, from the catalog."""
 
-    root: Path
+    root: Anywhere
     table: pa.Table = field(repr=False)
 
     def __len__(self) -> int:
         return int(self.table.num_rows)
 
 
-def select(root: Path, where: str | None = None) -> Selection:
-    """The samples of a data set that a SQL condition names, sorted by key.
+def select(root: Anywhere, where: str | None = None) -> Selection:
+    """The samples of a data set, or of a subset of it, that a SQL condition names, sorted by key.
 
     Raises :class:`LumidError` when there are none.
     """
@@ -155,7 +152,7 @@ class ImageStream(IterableDataset[Batch]):
         self._state = state or StreamState()
         self._columns = {name: selection.table[name].to_pylist() for name in COLUMNS}
         self._orders: dict[int, npt.NDArray[np.int64]] = {}
-        self._shards: dict[str, int] = {}
+        self._shards = Shards(selection.root)
         self._lock = threading.Lock()
         self.bad: list[str] = []
 
@@ -197,10 +194,7 @@ class ImageStream(IterableDataset[Batch]):
 
     def close(self) -> None:
         """Close the shards."""
-        with self._lock:
-            for descriptor in self._shards.values():
-                os.close(descriptor)
-            self._shards.clear()
+        self._shards.close()
 
     def _next_places(self, state: StreamState) -> tuple[list[_Place], StreamState]:
         """This rank's places of the next global batch, and the state after it."""
@@ -245,12 +239,8 @@ class ImageStream(IterableDataset[Batch]):
 
     def _read(self, row: int) -> Pixels:
         columns = self._columns
-        shard = columns["shard"][row]
-        with self._lock:
-            if shard not in self._shards:
-                self._shards[shard] = os.open(Layout(self.selection.root).shards / shard, os.O_RDONLY)
-            descriptor = self._shards[shard]
-        return decode(read_range(descriptor, columns["offset"][row], columns["length"][row]), columns["codec"][row])
+        image = self._shards.read(columns["shard"][row], columns["offset"][row], columns["length"][row])
+        return decode(image, columns["codec"][row])
 
     def _batch(self, buffers: _Buffers, places: list[_Place], after: StreamState) -> Batch:
         rows = [place.row for place in places]

@@ -12,19 +12,15 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from lumid.catalog.fingerprint import chunk_hash, rows_hash
+from lumid.catalog.catalog_files import CATALOG_CHUNK_ROWS, CatalogFile, write_catalog_rows
 from lumid.catalog.layout import Shard, atomic_file, write_table
 from lumid.catalog.schema import CATALOG, REJECTS, RejectRow, to_table
 from lumid.catalog.shards import END_OF_TAR, image_offset, read_range
 from lumid.pipeline.parts import LOCK_ROW, PartFiles, read_account, read_rejects
 from lumid.pipeline.reject import Reject
 
-CATALOG_SORT = [("collection", "ascending"), ("patient", "ascending"), ("study", "ascending"), ("series", "ascending"),
-                ("slice_position", "ascending"), ("key", "ascending")]  # fmt: skip
-CATALOG_CHUNK_ROWS = 500_000
 ELSEWHERE = Reject("select", "duplicate_instance", "in another series or source")
 """Why a sample is left out whose key another series' sample has."""
 SAME_PIXELS = Reject("select", "exact_duplicate")
@@ -226,27 +222,9 @@ def plan_catalog(shards: Sequence[ShardPlan]) -> list[CatalogChunk]:
     return [*chunks, CatalogChunk(len(chunks), tuple(group))] if group else chunks
 
 
-@dataclass(frozen=True, slots=True)
-class CatalogFile:
-    """A finished chunk: a hash of its rows, and how many of each modality."""
-
-    sha256: str
-    modalities: tuple[tuple[str, int], ...]
-
-
 def write_catalog_chunk(chunk: CatalogChunk, parts: Sequence[PartFiles], folder: Path) -> CatalogFile:
     """Write a chunk's rows as one Parquet file a modality, sorted so that queries can skip most of them."""
-    table = _chunk_rows(chunk, parts)
-    hashes: dict[str, str] = {}
-    counts = []
-    for modality in sorted(pc.unique(table["modality"]).to_pylist()):
-        rows = table.filter(pc.equal(table["modality"], modality)).sort_by(CATALOG_SORT).combine_chunks()
-        counts.append((modality, rows.num_rows))
-        hashes[modality] = rows_hash(rows)
-        write_table(
-            folder / f"modality={modality}" / f"part-{chunk.number:05d}.parquet", rows.drop_columns(["modality"])
-        )
-    return CatalogFile(chunk_hash(hashes), tuple(counts))
+    return write_catalog_rows(_chunk_rows(chunk, parts), chunk.number, folder)
 
 
 def _chunk_rows(chunk: CatalogChunk, parts: Sequence[PartFiles]) -> pa.Table:

@@ -368,7 +368,7 @@ def _sizes_in_folder(path: str) -> Iterable[int]:
 def _sizes_in_store(url: str) -> Iterable[int]:
     from obstore.exceptions import BaseError
 
-    from lumid.pipeline.sources.store import open_store
+    from lumid.catalog.stores import open_store
 
     try:
         for found in open_store(url).list():

@@ -26,11 +26,12 @@ from obstore.exceptions import BaseError, NotFoundError
 from obstore.store import LocalStore, ObjectStore
 
 from lumid.catalog.errors import RecipeError, StorageError, UsageError
+from lumid.catalog.stores import DENIED, open_store
 from lumid.pipeline.recipe import FetchSettings, FolderSettings, IdcSettings, Recipe, TciaSettings
 from lumid.pipeline.reject import Reject
 from lumid.pipeline.sources import ObjectRef, Series
 from lumid.pipeline.sources.buckets import missed
-from lumid.pipeline.sources.store import DENIED, FINAL, PATIENCE, open_store
+from lumid.pipeline.sources.store import FINAL, PATIENCE
 
 FORMAT = 1
 TAG = "CACHEDIR.TAG"

@@ -28,7 +28,18 @@ def _stop(number: int, _frame: FrameType | None) -> None:
 
 def main() -> None:
     """Run the command line; every expected error is one line on stderr and an exit code."""
-    from lumid.dags.cli import build, check, deid, demo, look, plan, train  # noqa: F401  registers the commands
+    from lumid.dags.cli import (  # noqa: F401  registers the commands
+        ask,
+        build,
+        check,
+        deid,
+        demo,
+        look,
+        pick,
+        pictures,
+        plan,
+        train,
+    )
     from lumid.dags.cli.app import app
 
     for number in (signal.SIGINT, signal.SIGTERM):

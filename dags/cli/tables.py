@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterator
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 TABLE_ROWS = 20
+ROWS_AT_ONCE = 10_000
 
 
 class Format(StrEnum):
@@ -50,43 +52,50 @@ def write_rows(table: pa.Table, shape: Format, out: Path | None, limit: int | No
         if footer:
             typer.echo(f"{shown.num_rows:,} {footer}")
         return
-    data = _encoded(table if limit is None else table.slice(0, limit), shape)
+    rows = table if limit is None else table.slice(0, limit)
     if out is None:
-        sys.stdout.write(data.decode("utf-8"))
+        for text in _lines(rows, shape):
+            sys.stdout.write(text)
         return
     from lumid.catalog.layout import atomic_file, storage_errors
+    from lumid.dags.cli.waiting import waiting
 
     if out.is_dir():
         raise UsageError(f"{out}: is a folder; --out must be a file")
-    with storage_errors(out), atomic_file(out) as file:
-        file.write(data)
-    typer.echo(f"{out}: {table.num_rows if limit is None else min(limit, table.num_rows):,} rows", err=True)
+    with storage_errors(out), waiting(f"writing {out} …"), atomic_file(out) as file:
+        if shape is Format.PARQUET:
+            import pyarrow.parquet as pq
+
+            pq.write_table(rows, file, compression="zstd")
+        else:
+            file.writelines(text.encode("utf-8") for text in _lines(rows, shape))
+    typer.echo(f"{out}: {rows.num_rows:,} rows", err=True)
 
 
-def _encoded(table: pa.Table, shape: Format) -> bytes:
-    import pyarrow as pa
+def _lines(table: pa.Table, shape: Format) -> Iterator[str]:
+    """The rows as CSV, or as one JSON array with a row a line, some at a time: a whole answer may have millions."""
+    import csv
+    import io
 
-    sink = pa.BufferOutputStream()
-    if shape is Format.PARQUET:
-        import pyarrow.parquet as pq
-
-        pq.write_table(table, sink, compression="zstd")
-    elif shape is Format.CSV:
-        import csv
-        import io
-
+    if shape is Format.CSV:
         lines = io.StringIO()
         writer = csv.writer(lines, lineterminator="\n")
         writer.writerow(table.column_names)
-        for batch in table.to_batches():
+        for batch in table.to_batches(max_chunksize=ROWS_AT_ONCE):
             columns = (map(_joined, column.to_pylist()) for column in batch.columns)
             writer.writerows(zip(*columns, strict=True))
-        return lines.getvalue().encode("utf-8")
-    else:
-        return (
-            json.dumps([_finite(row) for row in table.to_pylist()], ensure_ascii=False, default=str) + "\n"
-        ).encode()
-    return bytes(sink.getvalue())
+            yield lines.getvalue()
+            lines.seek(0)
+            lines.truncate()
+        yield lines.getvalue()
+        return
+    before = "["
+    for batch in table.to_batches(max_chunksize=ROWS_AT_ONCE):
+        rows = [json.dumps(_finite(row), ensure_ascii=False, default=str) for row in batch.to_pylist()]
+        if rows:
+            yield before + ",\n ".join(rows)
+            before = ",\n "
+    yield "[]\n" if before == "[" else "]\n"
 
 
 def _finite(row: dict[str, Any]) -> dict[str, Any]:

@@ -1,34 +1,23 @@
-"""A prefix of an object store: Amazon S3 and what speaks its protocol, Google Cloud Storage, Azure Blob Storage.
-
-Where credentials are found the way each provider's own tools find them, in the environment, they are used; without any,
-requests go unsigned, which is how public buckets are read. ``AWS_ENDPOINT_URL`` names another server than Amazon's.
-"""
+"""A prefix of an object store as a source; which stores are read, and how, is said in :mod:`lumid.catalog.stores`."""
 
 from __future__ import annotations
 
 import io
-import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from datetime import timedelta
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, TypeVar
+from typing import IO, TYPE_CHECKING, TypeVar
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
 import obstore
-from obstore.exceptions import (
-    BaseError,
-    InvalidPathError,
-    NotFoundError,
-    PermissionDeniedError,
-    UnauthenticatedError,
-)
-from obstore.store import ObjectStore, from_url
+from obstore.exceptions import BaseError, InvalidPathError, NotFoundError
+from obstore.store import ObjectStore
 
 from lumid.catalog.errors import RecipeError
 from lumid.catalog.keys import Keyer
+from lumid.catalog.stores import DENIED, open_store
 from lumid.pipeline.download import Patience
 from lumid.pipeline.reject import Reject
 from lumid.pipeline.sources import Blob, Listing, ObjectRef, Provenance, Series
@@ -43,47 +32,10 @@ if TYPE_CHECKING:
 CHUNK_BYTES = 1 << 20
 PATIENCE = Patience(first_wait_s=0.2)
 T = TypeVar("T")
-CREDENTIALS: dict[str, tuple[str, ...]] = {
-    "s3": ("AWS_ACCESS_KEY_ID", "AWS_WEB_IDENTITY_TOKEN_FILE", "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI",
-           "AWS_CONTAINER_CREDENTIALS_FULL_URI"),
-    "gs": ("GOOGLE_APPLICATION_CREDENTIALS", "GOOGLE_SERVICE_ACCOUNT", "GOOGLE_SERVICE_ACCOUNT_PATH",
-           "GOOGLE_SERVICE_ACCOUNT_KEY"),
-    "az": ("AZURE_STORAGE_ACCOUNT_KEY", "AZURE_STORAGE_ACCESS_KEY", "AZURE_STORAGE_SAS_KEY", "AZURE_STORAGE_SAS_TOKEN",
-           "AZURE_STORAGE_CLIENT_ID", "AZURE_CLIENT_ID", "AZURE_FEDERATED_TOKEN_FILE"),
-}  # fmt: skip
-"""Schemes that are read, and what in the environment says that there are credentials; ``*_SKIP_SIGNATURE`` overrules."""
-
-SKIP_SIGNATURE = {"s3": "AWS_SKIP_SIGNATURE", "gs": "GOOGLE_SKIP_SIGNATURE", "az": "AZURE_SKIP_SIGNATURE"}
 ARCHIVE_NAMES = (".zip", ".tar", ".tgz", ".tbz", ".tbz2", ".txz", ".tar.gz", ".tar.bz2", ".tar.xz")
-DENIED = (PermissionError, PermissionDeniedError, UnauthenticatedError)
 FINAL = (FileNotFoundError, NotFoundError, InvalidPathError, *DENIED)
 """What another attempt does not change, whatever the store says."""
 GONE = Reject("read", "unreadable", "no longer there, or changed since it was listed")
-
-
-def open_store(url: str, *, timeout_s: float = 60.0, attempts: int = 5) -> ObjectStore:
-    """The store of ``s3://bucket/prefix``, ``gs://bucket/prefix`` or ``az://account/container/prefix``.
-
-    With more than one of ``attempts`` its client tries again by itself. Raises :class:`RecipeError` for anything else.
-    """
-    scheme = url.partition("://")[0]
-    if scheme not in CREDENTIALS:
-        raise RecipeError(f"{url}: not an address that can be looked through; use a folder, or s3://, gs:// or az://")
-    options: dict[str, Any] = {"client_options": {"timeout": timedelta(seconds=timeout_s)}}
-    options["retry_config"] = {
-        "max_retries": attempts - 1,
-        "retry_timeout": timedelta(seconds=timeout_s * attempts),
-    }
-    if os.environ.get("AWS_ENDPOINT_URL", "").startswith("http://"):
-        options["client_options"]["allow_http"] = True
-    if SKIP_SIGNATURE[scheme] not in os.environ and not any(name in os.environ for name in CREDENTIALS[scheme]):
-        options["config"] = {"skip_signature": True}
-    try:
-        return from_url(url, **options)
-    except (BaseError, ValueError):  # their text can hold what the environment holds
-        raise RecipeError(
-            f"{url}: not a proper address of a bucket, or its settings in the environment are wrong"
-        ) from None
 
 
 @dataclass(frozen=True, slots=True)

@@ -103,7 +103,7 @@ def test_planning_brings_in_nothing_heavy(recipe: Path, tmp_path: Path) -> None:
         "import sys; from lumid.dags.cli import main\n"
         f"sys.argv = ['lumid', 'plan', {str(recipe)!r}, '--json']\n"
         "try:\n    main()\nexcept SystemExit as stop:\n    assert not stop.code\n"
-        "heavy = {'torch', 'dask', 'distributed', 'SimpleITK', 'pydicom', 'tcia_utils', 'idc_index_data', 'obstore'}\n"
+        "heavy = {'torch', 'dask', 'distributed', 'SimpleITK', 'pydicom', 'tcia_utils', 'idc_index_data'}\n"
         "print(sorted(heavy & sys.modules.keys()), file=sys.stderr)"
     )
     done = subprocess.run(

@@ -19,6 +19,7 @@ from typer.testing import CliRunner
 
 from lumid.catalog.errors import DatasetError, RecipeError
 from lumid.catalog.query import read_catalog
+from lumid.catalog.subset import write_subset
 from lumid.dags.cli import train  # noqa: F401  registers the commands
 from lumid.dags.cli.app import app
 from lumid.model.augment import evaluation_input
@@ -172,6 +173,23 @@ def test_two_processes_share_the_work_of_one(trained: Path, data: Path, recipe: 
     ]
     assert ranks[0][0]["keys_sha256"] != ranks[1][0]["keys_sha256"]
     assert [line["step"] for line in ranks[1]] == list(range(1, 7))
+
+
+def test_a_run_on_a_subset_is_another_run(data: Path, recipe: Path, tmp_path: Path) -> None:
+    write_subset(data, tmp_path / "ct.parquet", "modality = 'CT'")
+    run = ("pretrain", "--recipe", recipe, "--steps", "3", "--out", tmp_path / "run", "--data")
+    done = lumid(*run, data, "--subset", tmp_path / "ct.parquet")
+    assert done.returncode == 0, done.stderr
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert {modality for line in lines for modality in line["loss_by_modality"]} == {"CT"}
+    assert "finished already" in lumid(*run, tmp_path / "ct.parquet").stdout
+    assert lumid(*run, data).returncode == 2
+    drawn = lumid("reconstruct", tmp_path / "run", "--data", tmp_path / "ct.parquet", "--json")
+    assert {row["modality"] for row in json.loads(drawn.stdout)["rows"]} == {"CT"}
+    # of the whole data set it cannot be told what this run has seen
+    refused = lumid("reconstruct", tmp_path / "run", "--data", data)
+    assert refused.returncode == 1
+    assert "was trained on a subset" in refused.stderr
 
 
 def test_the_encoder_loads_into_timm(trained: Path, data: Path, tmp_path: Path) -> None:

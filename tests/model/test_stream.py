@@ -14,8 +14,10 @@ from hypothesis import strategies as st
 
 from lumid.catalog.codecs import decode
 from lumid.catalog.errors import DatasetError, LumidError
+from lumid.catalog.places import as_place
 from lumid.catalog.query import read_catalog
 from lumid.catalog.shards import read_samples
+from lumid.catalog.subset import write_subset
 from lumid.model.augment import centre_crop, evaluation_input, random_crop, training_input
 from lumid.model.stream import Batch, ImageStream, StreamSettings, StreamState, epoch_order, select
 
@@ -176,3 +178,14 @@ def test_a_linear_ramp_stays_one(data: Path) -> None:
     out = (evaluation_input(fixed, 32, CPU) + 1) / 2 * 63000
     expected = torch.arange(32) * 2000.0 + 500
     torch.testing.assert_close(out[0, 0, 5], expected, rtol=0, atol=20)
+
+
+def test_a_subset_streams_its_own_samples_only(data: Path, tmp_path: Path) -> None:
+    write_subset(data, tmp_path / "ct.parquet", "modality = 'CT'")
+    for source in (as_place(tmp_path / "ct.parquet"), as_place(data, tmp_path / "ct.parquet")):
+        selection = select(source, "split = 'train'")
+        stream = ImageStream(selection, StreamSettings(batch_size=len(selection)))
+        (batch,) = itertools.islice(iter(stream), 1)
+        stream.close()
+        assert sorted(batch.keys) == read_catalog(data, "modality = 'CT' AND split = 'train'")["key"].to_pylist()
+        assert bool(batch.valid.all())

@@ -1,0 +1,160 @@
+"""Object stores: Amazon S3 and what speaks its protocol, Google Cloud Storage, Azure Blob Storage.
+
+Where credentials are found the way each provider's own tools find them, in the environment, they are used; without any,
+requests go unsigned, which is how public buckets are read. ``AWS_ENDPOINT_URL`` names another server than Amazon's.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+import obstore
+from fsspec.spec import AbstractFileSystem
+from obstore.exceptions import (
+    BaseError,
+    InvalidPathError,
+    NotFoundError,
+    PermissionDeniedError,
+    UnauthenticatedError,
+)
+from obstore.store import ObjectStore, from_url
+
+from lumid.catalog.errors import RecipeError
+
+CREDENTIALS: dict[str, tuple[str, ...]] = {
+    "s3": ("AWS_ACCESS_KEY_ID", "AWS_WEB_IDENTITY_TOKEN_FILE", "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI",
+           "AWS_CONTAINER_CREDENTIALS_FULL_URI"),
+    "gs": ("GOOGLE_APPLICATION_CREDENTIALS", "GOOGLE_SERVICE_ACCOUNT", "GOOGLE_SERVICE_ACCOUNT_PATH",
+           "GOOGLE_SERVICE_ACCOUNT_KEY"),
+    "az": ("AZURE_STORAGE_ACCOUNT_KEY", "AZURE_STORAGE_ACCESS_KEY", "AZURE_STORAGE_SAS_KEY", "AZURE_STORAGE_SAS_TOKEN",
+           "AZURE_STORAGE_CLIENT_ID", "AZURE_CLIENT_ID", "AZURE_FEDERATED_TOKEN_FILE"),
+}  # fmt: skip
+"""Schemes that are read, and what in the environment says that there are credentials; ``*_SKIP_SIGNATURE`` overrules."""
+
+SKIP_SIGNATURE = {"s3": "AWS_SKIP_SIGNATURE", "gs": "GOOGLE_SKIP_SIGNATURE", "az": "AZURE_SKIP_SIGNATURE"}
+DENIED = (PermissionError, PermissionDeniedError, UnauthenticatedError)
+GONE = (FileNotFoundError, NotFoundError)
+STORE_ERRORS = (BaseError, OSError, TimeoutError)
+"""What obstore raises when a store does not give what it is asked for."""
+SCHEME = "lumid"
+"""How names begin that DuckDB asks :class:`StoreFiles` for."""
+
+
+def open_store(url: str, *, timeout_s: float = 60.0, attempts: int = 5) -> ObjectStore:
+    """The store of ``s3://bucket/prefix``, ``gs://bucket/prefix`` or ``az://account/container/prefix``.
+
+    With more than one of ``attempts`` its client tries again by itself. Raises :class:`RecipeError` for anything else.
+    """
+    scheme = url.partition("://")[0]
+    if scheme not in CREDENTIALS:
+        raise RecipeError(f"{url}: not an address that can be looked through; use a folder, or s3://, gs:// or az://")
+    options: dict[str, Any] = {"client_options": {"timeout": timedelta(seconds=timeout_s)}}
+    options["retry_config"] = {
+        "max_retries": attempts - 1,
+        "retry_timeout": timedelta(seconds=timeout_s * attempts),
+    }
+    if os.environ.get("AWS_ENDPOINT_URL", "").startswith("http://"):
+        options["client_options"]["allow_http"] = True
+    if SKIP_SIGNATURE[scheme] not in os.environ and not any(name in os.environ for name in CREDENTIALS[scheme]):
+        options["config"] = {"skip_signature": True}
+    try:
+        return from_url(url, **options)
+    except (BaseError, ValueError):  # their text can hold what the environment holds
+        raise RecipeError(
+            f"{url}: not a proper address of a bucket, or its settings in the environment are wrong"
+        ) from None
+
+
+def why_not(error: Exception) -> str:
+    """What the store said, in our words: its own holds request addresses and the provider's XML."""
+    text = str(error)
+    if isinstance(error, GONE) or "404 Not Found" in text:
+        return "no such bucket or object"
+    if isinstance(error, DENIED) or "403 Forbidden" in text or "401 Unauthorized" in text:
+        return "access denied; give credentials in the environment, or check that the bucket is public"
+    if isinstance(error, InvalidPathError):
+        return "an object's name cannot be read ('..' or an empty part in its path)"
+    return "the store does not answer; check the address, AWS_ENDPOINT_URL and the network"
+
+
+@dataclass(frozen=True, slots=True)
+class StoredFile:
+    """An object as a listing gives it."""
+
+    size: int
+    changed: datetime
+
+
+class StoreFiles(AbstractFileSystem):  # type: ignore[misc]  # fsspec has no types
+    """Some objects of a store as files that DuckDB can read, under ``lumid://NAME``: these, and nothing else.
+
+    Every read is one request for just those bytes: DuckDB knows which it wants, and keeps what it has read.
+    """
+
+    protocol = (SCHEME,)
+    cachable = False
+
+    def __init__(self, store: ObjectStore, files: Mapping[str, StoredFile]) -> None:
+        super().__init__()
+        self._store = store
+        self._files = files
+
+    def _listed(self, path: str) -> tuple[str, StoredFile]:
+        name = path.removeprefix(f"{SCHEME}://")
+        if name not in self._files:
+            raise FileNotFoundError(name)
+        return name, self._files[name]
+
+    def open(self, path: str, mode: str = "rb", **_: Any) -> io.RawIOBase:
+        """A file to read from."""
+        if mode != "rb":
+            raise PermissionError("the files of a data set are read only")
+        name, file = self._listed(path)
+        return _RangeFile(self._store, name, file.size)
+
+    def glob(self, path: str, **_: Any) -> list[str]:
+        """The one file of that name: names are no patterns here."""
+        return [path] if path.removeprefix(f"{SCHEME}://") in self._files else []
+
+    def info(self, path: str, **_: Any) -> dict[str, Any]:
+        """Name, size and kind, from the listing."""
+        name, file = self._listed(path)
+        return {"name": name, "size": file.size, "type": "file"}
+
+    def modified(self, path: str) -> datetime:
+        """When the object was written, from the listing."""
+        return self._listed(path)[1].changed
+
+
+class _RangeFile(io.RawIOBase):
+    """An object as a file with a position."""
+
+    def __init__(self, store: ObjectStore, name: str, size: int) -> None:
+        super().__init__()
+        self._store, self._name, self._size, self._at = store, name, size, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._at
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self._at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
+        return self._at
+
+    def read(self, size: int = -1) -> bytes:
+        end = self._size if size < 0 else min(self._size, self._at + size)
+        if end <= self._at:
+            return b""
+        data = bytes(obstore.get_range(self._store, self._name, start=self._at, end=end))
+        self._at += len(data)
+        return data
