@@ -27,7 +27,7 @@ def _stop(number: int, _frame: FrameType | None) -> None:
 
 def main() -> None:
     """Run the command line; every expected error is one line on stderr and an exit code."""
-    from lumid.dags.cli import build, check, demo, look, plan, train  # noqa: F401  registers the commands
+    from lumid.dags.cli import build, check, demo, explore, look, plan, train  # noqa: F401  registers the commands
     from lumid.dags.cli.app import app
 
     for number in (signal.SIGINT, signal.SIGTERM):
