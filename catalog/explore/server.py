@@ -227,7 +227,7 @@ class ValuesHandler(Guarded):
 
     async def get(self) -> None:
         """Answer with a facet."""
-        column, part = self.get_query_argument("column"), self.get_query_argument("part", "")
+        column, part = self.get_query_argument("column", ""), self.get_query_argument("part", "")
         self.answer(asdict(await self.elsewhere(self.desk.explorer.find_values, self.view(), column, part)))
 
 

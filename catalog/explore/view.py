@@ -22,6 +22,8 @@ NOT_STATED = ""
 """How a filter names the rows whose column is null; no column holds an empty text."""
 IN_ORDER = "series, slice_index, frame, key"
 MAX_VALUES, MAX_CHARS = 200, 4000
+RESERVED = ("offset",)
+"""Columns whose name means something else in SQL; the others are easier to read, and to quote for a shell, as they are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,19 +133,21 @@ def order_by(view: View) -> str:
 
 def as_sql(view: View) -> str:
     """The SELECT that gives the view."""
-    return f"SELECT * FROM catalog{where_clause(condition(view))} ORDER BY {order_by(view)}"
+    asked = condition(view)
+    # the line break ends a trailing SQL comment
+    return "\n".join(["SELECT *", "FROM catalog", *([f"WHERE {asked}"] if asked else []), f"ORDER BY {order_by(view)}"])
 
 
 def as_command(dataset: str, view: View) -> str:
     """The command line that gives the view, quoted for a POSIX shell."""
     words = ["lumid", "query", dataset, condition(view), *(["--order-by", order_by(view)] if view.order != "key" else [])]
-    return shlex.join(word for word in words if word)
+    return " ".join(_shell(word) for word in words if word)
 
 
 def as_subset_command(dataset: str, view: View) -> str:
     """The command line that writes the view as a subset, quoted for a POSIX shell."""
     words = ["lumid", "subset", dataset, condition(view), "--out", "subset.parquet"]
-    return shlex.join(word for word in words if word)
+    return " ".join(_shell(word) for word in words if word)
 
 
 def as_python(dataset: str, view: View) -> str:
@@ -158,17 +162,22 @@ def as_python(dataset: str, view: View) -> str:
     )
 
 
+def _shell(word: str) -> str:
+    """A word as a POSIX shell reads it: in double quotes, which SQL does not use, where nothing in it means more there."""
+    return f'"{word}"' if re.search(r"['\s]", word) and not re.search(r'["$`\\!]', word) else shlex.quote(word)
+
+
 # ---- SQL of one filter
 
 
 def _filter_sql(one: Values | Range) -> str:
-    column = one.column
+    column = f'"{one.column}"' if one.column in RESERVED else one.column
     if isinstance(one, Range):
         ends = ((">=", one.low), ("<=", one.high))
         return " AND ".join(f"{column} {sign} {_digits(end)}" for sign, end in ends if end is not None)
-    stated = [_literal(column, value) for value in one.values if value != NOT_STATED]
+    stated = [_literal(one.column, value) for value in one.values if value != NOT_STATED]
     parts = [f"{column} IS NULL"] if NOT_STATED in one.values else []
-    if stated and kind_of(column) == "list":
+    if stated and kind_of(one.column) == "list":
         parts.append(f"list_has_any({column}, [{', '.join(stated)}])")
     elif len(stated) == 1:
         parts.append(f"{column} = {stated[0]}")
@@ -179,7 +188,11 @@ def _filter_sql(one: Values | Range) -> str:
 
 def _digits(value: float) -> str:
     """A number as SQL, in as many digits as it has."""
-    return str(int(value)) if value.is_integer() and abs(value) < 1e15 else repr(value)
+    if value.is_integer() and abs(value) < 1e15:
+        return str(int(value))
+    digits = repr(value)
+    # SQL takes digits for a decimal number, whose way to a double loses the last of them; an exponent makes them one
+    return digits if "e" in digits or len(digits) < 16 else f"{digits}e0"
 
 
 def _literal(column: str, value: str) -> str:
