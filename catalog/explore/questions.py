@@ -13,8 +13,9 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 import pyarrow as pa
 
+from lumid.catalog.codecs import Pixels
 from lumid.catalog.errors import UsageError
-from lumid.catalog.explore.view import IN_ORDER, NOT_STATED, Kind, Range, Values, View, condition, kind_of, order_by
+from lumid.catalog.explore.view import IN_ORDER, NOT_STATED, Kind, Values, View, condition, kind_of, order_by
 from lumid.catalog.layout import Manifest, read_manifest
 from lumid.catalog.query import all_of, ask, connect, text, where_clause, why_empty
 from lumid.catalog.schema import CATALOG
@@ -176,7 +177,9 @@ class Explorer:
         """Where a sample's image is and how it is shown; None when there is no such key."""
         known = self._rows.get(key)
         if known is None:
-            found = image_rows(self._ask(f"SELECT {_names(IMAGE_COLUMNS)} FROM catalog WHERE key = {text(key)} LIMIT 1"))
+            found = image_rows(
+                self._ask(f"SELECT {_names(IMAGE_COLUMNS)} FROM catalog WHERE key = {text(key)} LIMIT 1")
+            )
             for known in found:
                 self._rows.put(key, known)
         return known
@@ -187,7 +190,9 @@ class Explorer:
         for row, image in zip(table.to_pylist(), image_rows(table), strict=True):
             self._rows.put(image.key, image)
             # the ends of what can be stored, for an image that has no range of its own
-            ends = np.array([0, 2 ** row["bits"] - 1], np.uint16 if row["bits"] > 8 else np.uint8)
+            ends: Pixels = (
+                np.array([0, 2 ** row["bits"] - 1], "uint16") if row["bits"] > 8 else np.array([0, 255], "uint8")
+            )
             slices.append(_plain(row) | {"shown": asdict(display_range(image, ends))})
         return slices
 
@@ -196,7 +201,9 @@ class Explorer:
     def _all_ends(self) -> dict[str, tuple[float, float]]:
         """Lowest and highest of every number, over the whole data set."""
         numbers = [name for name in CATALOG.names if kind_of(name) == "number"]
-        wanted = ", ".join(f'min("{name}")::DOUBLE AS "low {name}", max("{name}")::DOUBLE AS "high {name}"' for name in numbers)
+        wanted = ", ".join(
+            f'min("{name}")::DOUBLE AS "low {name}", max("{name}")::DOUBLE AS "high {name}"' for name in numbers
+        )
         (found,) = self._ask(f"SELECT {wanted} FROM catalog").to_pylist()
         ends = {name: (found[f"low {name}"], found[f"high {name}"]) for name in numbers}
         return {

@@ -55,11 +55,12 @@ Answer = TypeVar("Answer")
 
 @dataclass(frozen=True, slots=True)
 class Desk:
-    """What the handlers share."""
+    """What the handlers share. A ticket is as good as the secret, once."""
 
     explorer: Explorer
     dataset: str
     secret: str
+    tickets: set[str]
     cookie: str
     names: frozenset[str]
     threads: ThreadPoolExecutor
@@ -140,7 +141,11 @@ class PageHandler(Guarded):
 
     def secret_given(self) -> str | None:
         """The link's secret, or the cookie's."""
-        return self.get_query_argument("token", None) or super().secret_given()
+        token = self.get_query_argument("token", None)
+        if token in self.desk.tickets:
+            self.desk.tickets.discard(token)
+            return self.desk.secret
+        return token or super().secret_given()
 
     def get(self) -> None:
         """Answer with the page."""
@@ -350,11 +355,15 @@ def application(desk: Desk) -> Application:
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """Where a running server answers; ``url`` lets in whoever has it."""
+    """Where a running server answers; ``url`` lets in whoever has it, ``ticket`` whoever has it first.
+
+    A browser is opened with the ticket: everyone on a machine can see what its programs were started with.
+    """
 
     host: str
     port: int
     url: str
+    ticket: str
 
 
 @asynccontextmanager
@@ -369,11 +378,12 @@ async def serving(root: Path, host: str = "127.0.0.1", port: int = 0, *, query: 
     try:
         sockets = bind_sockets(port, host, reuse_port=False)
         taken = int(sockets[0].getsockname()[1])
-        secret = secrets.token_urlsafe(24)
+        secret, ticket = secrets.token_urlsafe(24), secrets.token_urlsafe(24)
         desk = Desk(
             explorer=explorer,
             dataset=str(root),
             secret=secret,
+            tickets={ticket},
             # cookies do not tell ports apart
             cookie=f"lumid_explore_{taken}",
             names=own_names(),
@@ -385,7 +395,8 @@ async def serving(root: Path, host: str = "127.0.0.1", port: int = 0, *, query: 
         server.add_sockets(sockets)
         shown = f"[{host}]" if ":" in host else host
         try:
-            yield Address(host, taken, f"http://{shown}:{taken}/?token={secret}{'&' + query if query else ''}")
+            links = (f"http://{shown}:{taken}/?token={one}{'&' + query if query else ''}" for one in (secret, ticket))
+            yield Address(host, taken, *links)
         finally:
             server.stop()
             await server.close_all_connections()

@@ -140,7 +140,13 @@ def as_sql(view: View) -> str:
 
 def as_command(dataset: str, view: View) -> str:
     """The command line that gives the view, quoted for a POSIX shell."""
-    words = ["lumid", "query", dataset, condition(view), *(["--order-by", order_by(view)] if view.order != "key" else [])]
+    words = [
+        "lumid",
+        "query",
+        dataset,
+        condition(view),
+        *(["--order-by", order_by(view)] if view.order != "key" else []),
+    ]
     return " ".join(_shell(word) for word in words if word)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import sys
 import webbrowser
 from pathlib import Path
 from typing import Annotated
@@ -21,7 +22,9 @@ LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 @app.command()
 def explore(
-    dataset: Annotated[Path, typer.Argument(metavar="DATASET", help="Folder of a finished data set.", show_default=False)],
+    dataset: Annotated[
+        Path, typer.Argument(metavar="DATASET", help="Folder of a finished data set.", show_default=False)
+    ],
     where: Annotated[
         str | None, typer.Argument(metavar="WHERE", help="A SQL condition on the catalog's columns to begin with.")
     ] = None,
@@ -50,10 +53,13 @@ def explore(
         lumid explore DATASET --port 9000 --no-browser    # then, at home: ssh -L 9000:127.0.0.1:9000 HOST
     """
     from lumid.catalog.explore.server import Address, serve
-    from lumid.catalog.explore.view import parse_view
+    from lumid.catalog.explore.view import condition, parse_view
+    from lumid.catalog.query import count_samples
 
     first = [("where", where)] if where else []
-    parse_view(first)
+    if where:
+        # a mistake is told here, not in the page
+        count_samples(dataset, condition(parse_view(first)))
 
     def ready(address: Address) -> None:
         if as_json:
@@ -61,9 +67,11 @@ def explore(
         else:
             typer.echo(f"{address.url}\nopen this link; Ctrl-C ends it")
         if host not in LOOPBACK:
-            typer.echo("not only this machine is answered: whoever has the link sees these images, unencrypted", err=True)
-        if browser and not as_json:
-            webbrowser.open(address.url)
+            typer.echo(
+                "not only this machine is answered: whoever has the link sees these images, unencrypted", err=True
+            )
+        if browser and not as_json and _has_display():
+            webbrowser.open(address.ticket)
 
     query = urlencode(first)
     try:
@@ -75,3 +83,8 @@ def explore(
             raise UsageError(f"port {port} cannot be had: {os.strerror(error.errno)}; choose another --port") from None
         else:
             raise UsageError(f"{host}: not an address of this machine; leave out --host") from None
+
+
+def _has_display() -> bool:
+    """Whether a browser would have a window: without one, some would take the terminal."""
+    return sys.platform == "darwin" or bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Iterator
 from pathlib import Path
 
 import duckdb
@@ -27,12 +28,12 @@ from tests.factory import make_dataset
 
 
 @pytest.fixture(params=["held in memory", "read from disk"])
-def explorer(built: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Explorer:
+def explorer(built: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Explorer]:
     if request.param == "read from disk":
         monkeypatch.setattr(questions, "HELD_ROWS", 0)
     found = Explorer(built)
-    request.addfinalizer(found.close)
-    return found
+    yield found
+    found.close()
 
 
 # ---- what is looked at, as SQL
@@ -104,7 +105,9 @@ def test_every_column_can_be_filtered_and_ordered_by(explorer: Explorer) -> None
 
 
 def test_the_copied_query_gives_the_view(explorer: Explorer, built: Path) -> None:
-    view = parse_view([("is.modality", "CT"), ("where", "age_years > 41 -- older"), ("order", "age_years"), ("desc", "1")])
+    view = parse_view(
+        [("is.modality", "CT"), ("where", "age_years > 41 -- older"), ("order", "age_years"), ("desc", "1")]
+    )
     keys = [row["key"] for row in explorer.page(view, 1).rows]
     assert 3 < len(keys) < 14
     assert run_sql(built, as_sql(view))["key"].to_pylist() == keys
@@ -113,7 +116,13 @@ def test_the_copied_query_gives_the_view(explorer: Explorer, built: Path) -> Non
     assert names["table"]["key"].to_pylist() == keys  # type: ignore[index]
     command = shlex.split(as_command(str(built), view))
     assert command == ["lumid", "query", str(built), condition(view), "--order-by", order_by(view)]
-    assert shlex.split(as_subset_command("a b/$(x)", View())) == ["lumid", "subset", "a b/$(x)", "--out", "subset.parquet"]
+    assert shlex.split(as_subset_command("a b/$(x)", View())) == [
+        "lumid",
+        "subset",
+        "a b/$(x)",
+        "--out",
+        "subset.parquet",
+    ]
 
 
 @pytest.mark.parametrize("hostile", ["'; touch /tmp/x; '", '"$(id)"', "`id`", "a\nb", "\\", "!x", "日本", "-x"])
@@ -189,7 +198,9 @@ def test_a_series_is_in_order_and_whole(explorer: Explorer, built: Path) -> None
     slices = explorer.series_of(key)
     row = explorer.sample(key)
     assert row is not None
-    expected = run_sql(built, f"SELECT key FROM catalog WHERE series = '{row['series']}' ORDER BY slice_index, frame, key")
+    expected = run_sql(
+        built, f"SELECT key FROM catalog WHERE series = '{row['series']}' ORDER BY slice_index, frame, key"
+    )
     assert [one["key"] for one in slices] == expected["key"].to_pylist()
     assert explorer.series_of("0" * 24) == []
     assert explorer.sample("0" * 24) is None

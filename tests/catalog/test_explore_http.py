@@ -20,7 +20,15 @@ from lumid.catalog.schema import CATALOG
 from lumid.catalog.show import IMAGE_COLUMNS, image_rows, read_images
 from tests.catalog.explore_server import Client, running
 
-PATHS = ("/", "/api/dataset", "/api/samples", "/api/facets?column=modality", "/static/app.js", "/subset.parquet", "/nothing")
+PATHS = (
+    "/",
+    "/api/dataset",
+    "/api/samples",
+    "/api/facets?column=modality",
+    "/static/app.js",
+    "/subset.parquet",
+    "/nothing",
+)
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +43,11 @@ def client(built: Path) -> Iterator[Client]:
 @pytest.mark.parametrize("path", PATHS)
 def test_without_the_secret_nothing_is_answered(client: Client, path: str) -> None:
     stranger = replace(client, cookie=False)
-    for reply in (stranger.get(path), stranger.get(path, [("token", "x")]), stranger.get(path, Cookie="lumid_explore=x")):
+    for reply in (
+        stranger.get(path),
+        stranger.get(path, [("token", "x")]),
+        stranger.get(path, Cookie="lumid_explore=x"),
+    ):
         assert reply.status == 403
         assert client.secret.encode() not in reply.body
 
@@ -51,7 +63,9 @@ def test_the_link_lets_a_browser_in(client: Client) -> None:
 
 
 @pytest.mark.parametrize("path", PATHS)
-@pytest.mark.parametrize("host", ["evil.example", "evil.example:80", "127.0.0.1.evil.example", "localhost.evil.example", ""])
+@pytest.mark.parametrize(
+    "host", ["evil.example", "evil.example:80", "127.0.0.1.evil.example", "localhost.evil.example", ""]
+)
 def test_a_name_from_outside_is_refused(client: Client, path: str, host: str) -> None:
     assert client.get(path, Host=host).status in (400, 403)
 
@@ -60,7 +74,15 @@ def test_addresses_and_own_names_are_ours() -> None:
     names = frozenset({"node7"})
     for host in ("127.0.0.1", "127.0.0.1:9000", "[::1]:1", "localhost:8765", "LOCALHOST", "node7:1", "10.0.0.3"):
         assert host_is_ours(host, names), host
-    for host in ("", "node8", "node7.evil.example", "user@evil.example", "[::1", "127.0.0.1@evil.example", "0x7f.1.evil"):
+    for host in (
+        "",
+        "node8",
+        "node7.evil.example",
+        "user@evil.example",
+        "[::1",
+        "127.0.0.1@evil.example",
+        "0x7f.1.evil",
+    ):
         assert not host_is_ours(host, names), host
 
 
@@ -186,7 +208,9 @@ def test_pixels_are_those_that_are_stored(client: Client, built: Path) -> None:
 
 def test_thumbnails_follow_the_window(client: Client, built: Path) -> None:
     key = read_catalog(built, "modality = 'CT'", ["key"], limit=1)["key"][0].as_py()
-    replies = [client.get(f"/thumbnails/{key}", parameters) for parameters in ([], [("window", "soft")], [("window", "lung")])]
+    replies = [
+        client.get(f"/thumbnails/{key}", parameters) for parameters in ([], [("window", "soft")], [("window", "lung")])
+    ]
     images = [cv2.imdecode(np.frombuffer(reply.body, np.uint8), cv2.IMREAD_GRAYSCALE) for reply in replies]
     assert max(images[0].shape) == 192
     assert replies[0].body == replies[1].body

@@ -100,7 +100,7 @@ async function show(row) {
   if (mine !== turn) return;
   parts.failed.hidden = true;
   parts.canvas.hidden = false;
-  image = found;
+  image = { ...found, row };
   shown ??= { ...row.shown, inverted: false };
   parts.canvas.width = row.width;
   parts.canvas.height = row.height;
@@ -113,12 +113,14 @@ async function show(row) {
 }
 
 function paint() {
-  if (!image) return;
+  if (!image || !shown) return;
+  // what is on the screen may still be the slice before
+  const { row } = image;
   const context = parts.canvas.getContext("2d");
-  const data = context.createImageData(slice.width, slice.height);
-  if (slice.channels === 3) paintColour(image.stored, data.data, shown.inverted);
+  const data = context.createImageData(row.width, row.height);
+  if (row.channels === 3) paintColour(image.stored, data.data, shown.inverted);
   else {
-    const scale = { slope: slice.store_slope, intercept: slice.store_intercept };
+    const scale = { slope: row.store_slope, intercept: row.store_intercept };
     paintGrey(image.stored, greys(image.high, { ...scale, ...shown }), data.data);
   }
   context.putImageData(data, 0, 0);
@@ -239,7 +241,7 @@ function drag(event) {
   parts.stage.setPointerCapture(event.pointerId);
   const move = (moved) => {
     const [dx, dy] = [moved.clientX - start.x, moved.clientY - start.y];
-    if (moved.shiftKey || slice.channels === 3) {
+    if (moved.shiftKey || image?.row.channels === 3) {
       parts.stage.scrollTo(start.left - dx, start.top - dy);
       return;
     }
@@ -257,16 +259,17 @@ function drag(event) {
 /** The value under the pointer, in its unit. */
 function readOut(event) {
   if (!image) return;
+  const { row: of } = image;
   const box = parts.canvas.getBoundingClientRect();
-  const column = Math.floor(((event.clientX - box.left) / box.width) * slice.width);
-  const row = Math.floor(((event.clientY - box.top) / box.height) * slice.height);
-  if (column < 0 || row < 0 || column >= slice.width || row >= slice.height) {
+  const column = Math.floor(((event.clientX - box.left) / box.width) * of.width);
+  const row = Math.floor(((event.clientY - box.top) / box.height) * of.height);
+  if (column < 0 || row < 0 || column >= of.width || row >= of.height) {
     panel.value("");
     return;
   }
-  const place = row * slice.width + column;
-  const stored = slice.channels === 3 ? [...image.stored.slice(3 * place, 3 * place + 3)] : [image.stored[place]];
-  const value = slice.channels === 3 ? `RGB ${stored.join(" ")}` : `${number(slice.store_slope * stored[0] + slice.store_intercept)} ${slice.intensity_unit}`;
+  const place = row * of.width + column;
+  const stored = of.channels === 3 ? [...image.stored.slice(3 * place, 3 * place + 3)] : [image.stored[place]];
+  const value = of.channels === 3 ? `RGB ${stored.join(" ")}` : `${number(of.store_slope * stored[0] + of.store_intercept)} ${of.intensity_unit}`;
   panel.value(`row ${row}, column ${column}: ${value}`);
 }
 
