@@ -4,6 +4,7 @@ import { ask, isOld } from "./api.js";
 import { byId, copyButton, el, number, refill, words } from "./dom.js";
 import { chips, refreshFilters, startFilters } from "./filters.js";
 import { current, forgetSecret, go, onChange, selection, setParameter } from "./state.js";
+import { warm } from "./slices.js";
 import { caption, closeViewer, openViewer, startViewer } from "./viewer.js";
 
 let info;
@@ -31,12 +32,12 @@ async function start() {
 
 /** Show what the address says. */
 async function load() {
-  drawControls();
   const key = current().get("key");
   const parameters = selection();
   parameters.set("page", current().get("page") ?? "1");
   if (parameters.toString() !== asked) {
     asked = parameters.toString();
+    drawControls();
     refreshFilters();
     try {
       page = await ask("api/samples", parameters, "samples");
@@ -86,6 +87,7 @@ function showIn(name) {
   if (name === info.default_window) parameters.delete("window");
   else parameters.set("window", name);
   go(parameters, { replace: true });
+  drawControls();
   drawPage();
 }
 
@@ -109,9 +111,10 @@ function tile(row) {
   const open = (event) => {
     if (event.ctrlKey || event.metaKey || event.shiftKey) return;
     event.preventDefault();
+    warm(row);
     setOpen(row.key);
   };
-  return el("li", {}, el("a", { href: `?${parameters}`, class: "tile", "data-focus": `tile ${row.key}`, onclick: open },
+  return el("li", {}, el("a", { href: `?${parameters}`, class: "tile", "data-focus": `tile ${row.key}`, onclick: open, onpointerdown: () => warm(row) },
     el("span", { class: "frame" }, image),
     el("span", { class: "caption" }, el("b", {}, row.modality), " ", el("bdi", {}, row.body_part ?? "–"),
       el("small", {}, row.slice_count > 1 && row.slice_index !== null ? `slice ${row.slice_index + 1} · ${row.slice_count} in series` : `${row.width} × ${row.height}`))));

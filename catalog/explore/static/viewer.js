@@ -49,8 +49,11 @@ export async function openViewer(key, known) {
   at = 0;
   shown = null;
   zoom = null;
+  // the image first: its neighbours can wait for it
+  const showing = known && show(known);
   const neighbours = ask(`api/series/${key}`, null, "series");
-  if (known) await show(known);
+  neighbours.catch(() => {});
+  await showing;
   try {
     const found = await neighbours;
     if (known && slice?.key !== key) return;
@@ -105,11 +108,15 @@ async function show(row) {
   parts.canvas.width = row.width;
   parts.canvas.height = row.height;
   parts.canvas.setAttribute("aria-label", caption(row));
-  paint();
-  panel.image(row, image, shown);
   fit();
-  warmAround();
-  showRow(row, mine);
+  paint();
+  // what is beside the slice is drawn after it
+  setTimeout(() => {
+    if (mine !== turn) return;
+    panel.image(row, image, shown);
+    warmAround();
+    showRow(row, mine);
+  });
 }
 
 function paint() {
