@@ -34,6 +34,7 @@ def main() -> None:
         check,
         deid,
         demo,
+        explore,
         look,
         pick,
         pictures,
