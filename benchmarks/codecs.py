@@ -23,9 +23,10 @@ import imagecodecs as ic
 import numpy as np
 
 from lumid.catalog.codecs import Codec, Pixels, decode, encode
-from lumid.pipeline.decode import FrameHeader, Limits, decode_frames, image_size, parse, quiet_libraries
+from lumid.pipeline.decode import Limits, decode_frames, image_size, parse, quiet_libraries
 from lumid.pipeline.deidentify import modality_of
 from lumid.pipeline.encode import resize
+from lumid.pipeline.frame_header import FrameHeader
 from lumid.pipeline.normalize import normalize, uses_series_range
 from lumid.pipeline.normalize.intensity import frame_histogram, robust_range
 from lumid.pipeline.recipe import SelectSettings

@@ -31,8 +31,8 @@ from lumid.catalog.terms import Term, read_terms
 from lumid.dags.build import build
 from lumid.dags.cluster import ClusterSettings
 from lumid.dags.progress import BuildProgress
-from lumid.pipeline.decode import FrameHeader
 from lumid.pipeline.deidentify import acquisition, modality_of
+from lumid.pipeline.frame_header import FrameHeader
 from lumid.pipeline.geometry import geometry
 from lumid.pipeline.recipe_files import make_recipe
 from tests.phi import make_corpus

@@ -61,7 +61,8 @@ from lumid.pipeline import (
     recipe as recipes,
 )
 from lumid.pipeline.batches import Batch, make_batches
-from lumid.pipeline.decode import FrameHeader, Limits, decode_frames, image_size, quiet_libraries
+from lumid.pipeline.decode import Limits, decode_frames, image_size, quiet_libraries
+from lumid.pipeline.frame_header import FrameHeader
 from lumid.pipeline.normalize import intensity, uses_series_range
 from lumid.pipeline.normalize import normalize as normalized
 from lumid.pipeline.recipe import Recipe

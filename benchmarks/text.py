@@ -38,8 +38,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from lumid.catalog.codecs import Pixels
 from lumid.pipeline import burned_in
 from lumid.pipeline.batches import make_batches
-from lumid.pipeline.decode import FrameHeader, Limits, decode_frames, image_size, parse, quiet_libraries
+from lumid.pipeline.decode import Limits, decode_frames, image_size, parse, quiet_libraries
 from lumid.pipeline.deidentify import modality_of
+from lumid.pipeline.frame_header import FrameHeader
 from lumid.pipeline.ingest import ingest
 from lumid.pipeline.normalize import normalize, uses_series_range
 from lumid.pipeline.normalize.intensity import frame_histogram, robust_range

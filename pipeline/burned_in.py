@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lumid.catalog.codecs import Pixels
-from lumid.pipeline.decode import FrameHeader
+from lumid.pipeline.frame_header import FrameHeader
 from lumid.pipeline.normalize.intensity import Intensities
 from lumid.pipeline.reject import Reject
 from lumid.pipeline.text import mask, search_text

@@ -7,10 +7,9 @@ codestream says of itself is held against the header first, so that a contradict
 from __future__ import annotations
 
 import logging
-import math
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any, Literal
 
@@ -36,8 +35,8 @@ from lumid.pipeline.decoders import (
     decode_jpeg_2000,
     decode_rle,
 )
-from lumid.pipeline.elements import value_of
 from lumid.pipeline.fragments import EncodedFrames, encoded_frames, is_encapsulated
+from lumid.pipeline.mosaic import Sheet, sheet_of
 from lumid.pipeline.native import frame_bits, native_frame, whole_frames
 from lumid.pipeline.parse import (
     ends_inside_pixels,
@@ -54,12 +53,13 @@ from lumid.pipeline.reject import Reject
 from lumid.pipeline.ybr import ybr_to_rgb
 
 __all__ = [
-    "FrameHeader", "ImageSize", "Limits", "Stored", "decode_frames", "image_size", "looks_like_dicom", "parse",
+    "ImageSize", "Limits", "Stored", "decode_frames", "image_size", "looks_like_dicom", "parse",
     "pixel_element", "quiet_libraries", "transfer_syntax",
 ]  # fmt: skip
 
 NATIVE = (ImplicitVRLittleEndian, ExplicitVRLittleEndian, DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian)
-SEVERAL = (list, tuple, pydicom.multival.MultiValue)
+MOST_PADDING = 512
+"""Bytes after the frames that are taken for padding."""
 Stored = npt.NDArray[Any]
 """Stored values of a frame: ``[rows, columns]``, or RGB ``[rows, columns, 3]``. It may be a read-only view."""
 
@@ -74,6 +74,7 @@ def quiet_libraries() -> None:
     logging.getLogger("pydicom").setLevel(logging.CRITICAL + 1)
     logging.getLogger("pydicom").propagate = False
     warnings.filterwarnings("ignore", module=r"pydicom(\..*)?")
+    warnings.filterwarnings("ignore", message="The DICOM readers are highly experimental")  # nibabel's, of its wrappers
     import SimpleITK
 
     SimpleITK.ProcessObject.SetGlobalWarningDisplay(False)  # type: ignore[no-untyped-call]
@@ -92,7 +93,8 @@ class ImageSize:
     """The shape that a header claims, checked against the limits and the bytes at hand.
 
     ``frames`` are those that are claimed; of an object that was cut, only the first may be there. ``cut``: the file
-    ends inside its pixel data. ``encoded``: where the frames are, in a compressed syntax.
+    ends inside its pixel data. ``encoded``: where the frames are, in a compressed syntax. ``sheet``: of a mosaic, whose
+    slices count as the frames; rows and columns are a slice's.
     """
 
     rows: int
@@ -102,6 +104,7 @@ class ImageSize:
     form: PixelFormat
     encoded: EncodedFrames | None = field(default=None, repr=False)
     cut: bool = False
+    sheet: Sheet | None = None
 
     @property
     def samples(self) -> int:
@@ -112,9 +115,25 @@ class ImageSize:
 def image_size(dataset: Dataset, limits: Limits) -> ImageSize | Reject:
     """The image's shape, once it is known to be sane and to be there: at least one whole frame of it.
 
+    A mosaic's slices are its frames.
+
     Reasons: ``no_pixel_data``, ``missing_tag``, ``absurd_size``, ``unsupported_syntax``, ``unsupported_format``,
     ``wrong_length``, ``truncated``, ``decode_failed``.
     """
+    size = _whole_size(dataset, limits)
+    if isinstance(size, Reject) or size.frames > 1 or size.samples > 1:
+        return size
+    sheet = sheet_of(dataset, size.rows, size.columns)
+    if isinstance(sheet, Reject):
+        return sheet
+    return (
+        size
+        if sheet is None
+        else replace(size, rows=sheet.rows, columns=sheet.columns, frames=sheet.slices, sheet=sheet)
+    )
+
+
+def _whole_size(dataset: Dataset, limits: Limits) -> ImageSize | Reject:
     if pixel_element(dataset) is None:
         return Reject("decode", "no_pixel_data")
     rows, columns = integer(dataset, "Rows"), integer(dataset, "Columns")
@@ -162,7 +181,8 @@ def _is_filled(dataset: Dataset, keyword: str) -> bool:
 def _check_native(size: ImageSize, length: int) -> ImageSize | Reject:
     """At least one frame must be whole, and the length not one of another depth or colour model.
 
-    A frame or padding more than is claimed does no harm; twice as much is what a wrong depth looks like.
+    A frame or padding more than is claimed does no harm; twice as much is what a wrong depth looks like. Several frames
+    that are not a whole number of them are of another size: all but the first would begin in the wrong place.
     """
     form = size.form
     if form.photometric.endswith("_422") and size.columns % 2:
@@ -172,7 +192,11 @@ def _check_native(size: ImageSize, length: int) -> ImageSize | Reject:
     if whole_frames(length, form, size.rows, size.columns) < 1:
         return Reject("decode", "truncated" if size.cut else "wrong_length", f"{length} bytes")
     subsampled = form.photometric.endswith("_422")
-    expected = frame_bits(form, size.rows, size.columns) * size.frames // 8
+    frame = frame_bits(form, size.rows, size.columns)
+    expected = frame * size.frames // 8
+    beyond = (8 * length % frame) // 8
+    if size.frames > 1 and not size.cut and beyond > min(MOST_PADDING, frame // 8 // 64) + 1:
+        return Reject("decode", "wrong_length", f"{length} bytes, {expected} expected")
     if length >= 2 * max(expected, 2) or (subsampled and length >= expected // 2 * 3):
         return Reject("decode", "wrong_length", f"{length} bytes, {expected} expected")
     return size
@@ -192,11 +216,22 @@ def decode_frames(dataset: Dataset, size: ImageSize, wanted: Sequence[int] | Non
     models are converted to RGB (palette is not: see ``normalize.colour``). Reasons: ``decode_failed``, ``missing_tag``,
     ``unsupported_format``, ``wrong_length``, ``truncated``, ``no_pixel_data``.
     """
+    if size.sheet is None:
+        yield from _decode_frames(dataset, size, range(size.frames) if wanted is None else wanted)
+        return
+    sheet = size.sheet
+    whole = replace(size, rows=sheet.rows * sheet.across, columns=sheet.columns * sheet.across, frames=1, sheet=None)
+    for pixels in _decode_frames(dataset, whole, [0]):
+        for index in range(size.frames) if wanted is None else wanted:
+            yield pixels if isinstance(pixels, Reject) else sheet.cut(pixels, index)
+
+
+def _decode_frames(dataset: Dataset, size: ImageSize, wanted: Sequence[int]) -> Iterator[Stored | Reject]:
     data, form, encoded = pixel_bytes(dataset), size.form, size.encoded
     assert data is not None, "image_size() has checked it"
     words = dataset.get_item(pixel_element(dataset) or "").VR == "OW"
     there = len(encoded.frames) if encoded else whole_frames(len(data), form, size.rows, size.columns)
-    for index in range(size.frames) if wanted is None else wanted:
+    for index in wanted:
         if index >= there:
             yield Reject("decode", "truncated" if size.cut else "wrong_length", f"frame {index + 1} is not there")
             continue
@@ -328,89 +363,3 @@ def _low_bits(pixels: Stored, form: PixelFormat, below: int) -> Reject | None:
     if mask and bool(np.bitwise_and(pixels, pixels.dtype.type(mask)).any()):
         return Reject("decode", "missing_tag", "HighBit contradicts the pixel data")
     return None
-
-
-@dataclass(frozen=True, slots=True)
-class FrameHeader:
-    """A data set seen from one frame: per-frame functional groups, then shared ones, then the data set itself."""
-
-    dataset: Dataset
-    frame: int
-    known: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
-
-    def at(self, frame: int) -> FrameHeader:
-        """Another frame's, which shares what has been read of the data set itself."""
-        return FrameHeader(self.dataset, frame, self.known)
-
-    def get(self, keyword: str, macro: str | None = None) -> Any:
-        """The value of a keyword, inside a functional group macro where the object has them (PS3.3 C.7.6.16)."""
-        if macro is not None:
-            for group in self._groups():
-                try:
-                    items = value_of(group, macro)
-                    if items:
-                        value = value_of(items[0], keyword)
-                        if value is not None:
-                            return value
-                except Exception:
-                    continue
-        if keyword in self.known:
-            return self.known[keyword]
-        try:
-            value = value_of(self.dataset, keyword)
-        except Exception:  # a value that does not parse counts as absent
-            value = None
-        self.known[keyword] = value
-        return value
-
-    def _groups(self) -> Iterator[Dataset]:
-        try:
-            per_frame = self.get("PerFrameFunctionalGroupsSequence")
-            if per_frame and self.frame < len(per_frame):
-                yield per_frame[self.frame]
-            shared = self.get("SharedFunctionalGroupsSequence")
-            if shared:
-                yield shared[0]
-        except Exception:
-            return
-
-    def items(self, sequence: str) -> list[FrameHeader]:
-        """The items of a sequence: of the frame's own functional groups, else of the shared ones, else of the data set."""
-        for holder in (*self._groups(), self.dataset):
-            try:
-                if found := value_of(holder, sequence):
-                    return [FrameHeader(item, 0) for item in found]
-            except Exception:  # a sequence that does not parse counts as absent
-                continue
-        return []
-
-    def number(self, keyword: str, macro: str | None = None) -> float | None:
-        """A finite number, or None."""
-        values = self.numbers(keyword, macro)
-        return values[0] if values else None
-
-    def numbers(self, keyword: str, macro: str | None = None) -> list[float]:
-        """All values of a numeric element; empty when any of them is not a finite number."""
-        value = self.get(keyword, macro)
-        if value is None or value == "":
-            return []
-        items = value if isinstance(value, SEVERAL) else (value,)
-        try:
-            numbers = [float(item) for item in items]
-        except (TypeError, ValueError, OverflowError):
-            return []
-        return numbers if all(map(math.isfinite, numbers)) else []
-
-    def term(self, keyword: str, macro: str | None = None) -> str:
-        """A code string in upper case without surrounding space; empty when absent."""
-        value = self.get(keyword, macro)
-        return value.strip().upper() if isinstance(value, str) else ""
-
-    def terms(self, keyword: str, macro: str | None = None) -> list[str]:
-        """All values of a multi-valued code string, in upper case."""
-        value = self.get(keyword, macro)
-        if isinstance(value, str):
-            return [value.strip().upper()]
-        if isinstance(value, SEVERAL):
-            return [str(item).strip().upper() for item in value]
-        return []

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 from lumid.catalog.keys import Keyer
 from lumid.catalog.schema import MODALITIES
 from lumid.pipeline.burned_in import Risk
-from lumid.pipeline.decode import FrameHeader
+from lumid.pipeline.frame_header import FrameHeader
 from lumid.pipeline.reject import Reject
 from lumid.pipeline.vocabularies import (
     IMAGE_TYPE_THIRD,

@@ -10,7 +10,8 @@ from operator import itemgetter
 import numpy as np
 import numpy.typing as npt
 
-from lumid.pipeline.decode import FrameHeader
+from lumid.pipeline.frame_header import FrameHeader
+from lumid.pipeline.mosaic import Sheet, slice_position
 
 PROJECTIONS = frozenset({"CR", "DX", "MG", "XA", "RF"})
 PICTURES = frozenset({"SC", "OT"})
@@ -60,8 +61,10 @@ class Arranged:
     repeats: int | None = None
 
 
-def geometry(header: FrameHeader, modality: str) -> Geometry:
+def geometry(header: FrameHeader, modality: str, sheet: Sheet | None = None) -> Geometry:
     """The geometry that a frame's header states; None for what it does not, or states impossibly.
+
+    ``sheet``: of a mosaic, of whose slices the frame is one.
 
     Sources: PS3.3 C.7.6.2 (Image Plane), C.7.6.16.2 (functional groups), 10.7.1.3 (projection spacing).
     """
@@ -69,6 +72,8 @@ def geometry(header: FrameHeader, modality: str) -> Geometry:
     position = header.numbers("ImagePositionPatient", "PlanePositionSequence")
     if not orientation and modality == "NM":
         orientation, position = _reconstructed_nm(header)
+    if sheet is not None:
+        position = slice_position(header, sheet)
     plane = "projection" if modality in PROJECTIONS else plane_of(orientation)
     spacing, kind = _spacing(header, modality)
     thickness = header.number("SliceThickness", "PixelMeasuresSequence")

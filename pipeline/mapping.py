@@ -10,8 +10,8 @@ from pydicom import Dataset, dcmread
 
 from lumid.catalog.keys import Keyer
 from lumid.pipeline.convert import sniff
-from lumid.pipeline.decode import FrameHeader
 from lumid.pipeline.deidentify import identify
+from lumid.pipeline.frame_header import FrameHeader
 from lumid.pipeline.reject import Reject
 from lumid.pipeline.sources import ListedSource, ObjectRef
 

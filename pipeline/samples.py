@@ -17,18 +17,10 @@ from lumid.catalog.schema import LABELS, CatalogRow
 from lumid.pipeline.allowlist import checked
 from lumid.pipeline.burned_in import Risk, clear_text
 from lumid.pipeline.convert import Kind, sniff, to_dataset
-from lumid.pipeline.decode import (
-    FrameHeader,
-    ImageSize,
-    Limits,
-    Stored,
-    decode_frames,
-    image_size,
-    parse,
-    pixel_element,
-)
+from lumid.pipeline.decode import ImageSize, Limits, Stored, decode_frames, image_size, parse, pixel_element
 from lumid.pipeline.deidentify import Acquisition, Identity, acquisition, identify, policy_name, text_risk, with_a_face
 from lumid.pipeline.encode import Encoded, encode_image, resize
+from lumid.pipeline.frame_header import FrameHeader
 from lumid.pipeline.geometry import Geometry, geometry
 from lumid.pipeline.normalize import normalize
 from lumid.pipeline.normalize.ct import MAX_HU
@@ -89,7 +81,7 @@ def places_of(opened: Opened, keyer: Keyer) -> dict[tuple[str, int], Place]:
 
 def _place(opened: Opened, frame: int, key: str) -> Place:
     header = opened.header.at(frame)
-    placed = geometry(header, opened.acquired.modality).placed
+    placed = geometry(header, opened.acquired.modality, opened.size.sheet).placed
     return Place(placed, header.number("InstanceNumber"), frame, key)
 
 
@@ -192,7 +184,7 @@ def _frame_sample(
     if refused:
         return refused
     encoded = encode_image(resized, recipe.pixels.codec)
-    placed = geometry(header, opened.acquired.modality)
+    placed = geometry(header, opened.acquired.modality, opened.size.sheet)
     kept = replace(intensities, pixels=resized)
     clipped = clipped_fraction(intensities.pixels, _top(intensities, span))
     row = _row(opened, frame, kept, burned_in_text, quality, clipped, encoded, placed, series.provenance, recipe, keyer)

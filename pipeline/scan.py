@@ -14,8 +14,8 @@ from pydicom.tag import BaseTag
 
 from lumid.catalog.keys import Keyer
 from lumid.pipeline.convert import claimed_frames, sniff
-from lumid.pipeline.decode import FrameHeader
 from lumid.pipeline.deidentify import identify
+from lumid.pipeline.frame_header import FrameHeader
 from lumid.pipeline.reject import Reject
 from lumid.pipeline.sources import ListedSource, Listing, Member, ObjectRef, Provenance, Series
 from lumid.pipeline.sources.archived import archive_kind

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 
-from lumid.pipeline.decode import FrameHeader, ImageSize, pixel_element
+from lumid.pipeline.decode import ImageSize, pixel_element
 from lumid.pipeline.deidentify import is_secondary_capture, modality_of
+from lumid.pipeline.frame_header import FrameHeader
 from lumid.pipeline.normalize.intensity import Range
 from lumid.pipeline.quality import Quality
 from lumid.pipeline.recipe import SelectSettings

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from lumid.pipeline.decode import FrameHeader, Stored
+from lumid.pipeline.decode import Stored
+from lumid.pipeline.frame_header import FrameHeader
 from lumid.pipeline.normalize.colour import is_colour, normalize_colour, normalize_grey_8
 from lumid.pipeline.normalize.ct import has_hounsfield_units, normalize_ct
 from lumid.pipeline.normalize.intensity import Intensities, Range

@@ -11,7 +11,8 @@ import numpy.typing as npt
 from pydicom import Dataset
 from pydicom.pixels.processing import apply_color_lut
 
-from lumid.pipeline.decode import FrameHeader, Stored
+from lumid.pipeline.decode import Stored
+from lumid.pipeline.frame_header import FrameHeader
 from lumid.pipeline.normalize.intensity import Intensities
 from lumid.pipeline.normalize.projection import display_unit, is_inverted
 from lumid.pipeline.pixelformat import COLOUR

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from lumid.catalog.codecs import Pixels
-from lumid.pipeline.decode import FrameHeader, Stored
+from lumid.pipeline.decode import Stored
+from lumid.pipeline.frame_header import FrameHeader
 from lumid.pipeline.normalize.intensity import (
     VALUE_TRANSFORM,
     Intensities,

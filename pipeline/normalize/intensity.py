@@ -16,7 +16,8 @@ import numpy as np
 import numpy.typing as npt
 
 from lumid.catalog.codecs import Pixels
-from lumid.pipeline.decode import FrameHeader, Stored
+from lumid.pipeline.decode import Stored
+from lumid.pipeline.frame_header import FrameHeader
 from lumid.pipeline.normalize.luts import LookupTable, first_table
 
 Values = npt.NDArray[np.float64]

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from lumid.pipeline.decode import FrameHeader
+from lumid.pipeline.frame_header import FrameHeader
 
 MAX_ENTRIES = 1 << 16
 

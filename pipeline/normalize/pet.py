@@ -11,7 +11,8 @@ from typing import Any
 
 from pydicom import Dataset
 
-from lumid.pipeline.decode import FrameHeader, Stored
+from lumid.pipeline.decode import Stored
+from lumid.pipeline.frame_header import FrameHeader
 from lumid.pipeline.normalize.intensity import (
     VALUE_TRANSFORM,
     Intensities,

@@ -7,7 +7,8 @@ from collections.abc import Callable
 import numpy as np
 
 from lumid.catalog.codecs import Pixels
-from lumid.pipeline.decode import FrameHeader, Stored
+from lumid.pipeline.decode import Stored
+from lumid.pipeline.frame_header import FrameHeader
 from lumid.pipeline.normalize.intensity import (
     Intensities,
     Range,

@@ -4,7 +4,7 @@
 
 Nothing of lumid is imported here. Values of slices come from SimpleITK (GDCM), as does colour; what SimpleITK cannot
 read, or inverts by itself (MONOCHROME1), comes from pydicom's pixel_array, and the column ``reader`` says so. Windows and VOI LUTs of projections are applied
-by pydicom. SUV is computed by the formula of PS3.3 C.8.9.1, the times being read off the header here. Percentiles are
+by pydicom. Slices of Siemens mosaics, and their places, come from nibabel. SUV is computed by the formula of PS3.3 C.8.9.1, the times being read off the header here. Percentiles are
 numpy's. Of a long series every so many files are listed, but
 all of them make its percentiles.
 """
@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 import pydicom
 import SimpleITK as sitk  # noqa: N813
+from nibabel.nicom.dicomwrappers import MosaicWrapper
 from pydicom.pixels.processing import apply_modality_lut, apply_voi_lut
 from pydicom.uid import ExplicitVRBigEndian
 
@@ -67,10 +68,16 @@ def header_of(path: Path) -> pydicom.Dataset | None:
     return header
 
 
+def is_mosaic(header: pydicom.Dataset) -> bool:
+    return header.Modality == "MR" and "MOSAIC" in header.get("ImageType", [])
+
+
 def values_of(path: Path, header: pydicom.Dataset) -> tuple[np.ndarray, str] | None:
     """Values after the rescale, ``[frames, rows, columns]`` or ``[frames, rows, columns, 3]``, and who has read them."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
+        if is_mosaic(header):
+            return np.moveaxis(MosaicWrapper(header).get_data(), 2, 0), "nibabel"
         palette = header.PhotometricInterpretation == "PALETTE COLOR"
         try:
             unread = ("ModalityLUTSequence", "FloatPixelData", "DoubleFloatPixelData")
@@ -212,6 +219,12 @@ def spacing_of(header: pydicom.Dataset, path: Path) -> tuple[Any, Any, Any]:
     stated = ("ImageOrientationPatient", "ImagePositionPatient", "PixelSpacing")
     if header.Modality not in SLICES or not all(header.get(name) for name in stated):
         return "", "", ""
+    if is_mosaic(header):
+        affine = MosaicWrapper(header).affine
+        normal = affine[:3, 2] / np.linalg.norm(affine[:3, 2])
+        stated = np.array(header.ImageOrientationPatient, float).reshape(2, 3)
+        normal *= np.sign(np.dot(normal, np.cross(*stated)))  # as SimpleITK's, whichever way the slices go
+        return *header.PixelSpacing, float(np.dot(normal, affine[:3, 3]))
     try:
         image = sitk.ReadImage(str(path))
     except RuntimeError:

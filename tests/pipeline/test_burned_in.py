@@ -18,8 +18,9 @@ from pydicom.dataset import Dataset
 
 from lumid.catalog.codecs import Pixels
 from lumid.pipeline.burned_in import clear_text, ultrasound_regions
-from lumid.pipeline.decode import FrameHeader, Limits, decode_frames, image_size, parse
+from lumid.pipeline.decode import Limits, decode_frames, image_size, parse
 from lumid.pipeline.deidentify import modality_of
+from lumid.pipeline.frame_header import FrameHeader
 from lumid.pipeline.normalize import normalize, uses_series_range
 from lumid.pipeline.normalize.intensity import Intensities, frame_histogram, robust_range
 from lumid.pipeline.reject import Reject

@@ -22,8 +22,9 @@ from pydicom import FileDataset
 
 from lumid.catalog.keys import PUBLIC_SECRET, Keyer
 from lumid.pipeline.convert import claimed_frames, is_label_map, sniff, to_dataset
-from lumid.pipeline.decode import FrameHeader, Limits, decode_frames, image_size
+from lumid.pipeline.decode import Limits, decode_frames, image_size
 from lumid.pipeline.deidentify import acquisition, identify, modality_of, text_risk
+from lumid.pipeline.frame_header import FrameHeader
 from lumid.pipeline.geometry import geometry
 from lumid.pipeline.normalize import normalize, uses_series_range
 from lumid.pipeline.normalize.ct import has_hounsfield_units

@@ -13,16 +13,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydicom.encaps import encapsulate
 
-from lumid.pipeline.decode import (
-    FrameHeader,
-    ImageSize,
-    Limits,
-    decode_frames,
-    image_size,
-    looks_like_dicom,
-    parse,
-    quiet_libraries,
-)
+from lumid.pipeline.decode import ImageSize, Limits, decode_frames, image_size, looks_like_dicom, parse, quiet_libraries
+from lumid.pipeline.frame_header import FrameHeader
 from lumid.pipeline.reject import Reject
 from tests.dicom import SHARED, TEST_FILES, as_bytes, gradient, image
 

@@ -14,7 +14,8 @@ import SimpleITK
 from pydicom.pixels import pixel_array
 from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian, ImplicitVRLittleEndian
 
-from lumid.pipeline.decode import FrameHeader, Limits, Stored, decode_frames, image_size, parse, quiet_libraries
+from lumid.pipeline.decode import Limits, Stored, decode_frames, image_size, parse, quiet_libraries
+from lumid.pipeline.frame_header import FrameHeader
 from lumid.pipeline.normalize.colour import normalize_colour
 from lumid.pipeline.normalize.intensity import padding_range
 from lumid.pipeline.reject import Reject
@@ -318,13 +319,20 @@ def test_retired_colour_models_are_refused_by_name(retired: str) -> None:
 
 def test_the_whole_frames_of_a_short_object_are_kept() -> None:
     pixels = rng.integers(0, 4096, (5, 8, 6), dtype=np.uint16)
-    short = image(pixels, PixelData=pixels.tobytes()[: 3 * 96 + 50])
+    short = image(pixels, PixelData=pixels.tobytes()[: 3 * 96])
     found = outcomes(as_bytes(short))
     np.testing.assert_array_equal(np.stack(found[:3]), pixels[:3])
     assert [one.code for one in found[3:]] == ["wrong_length"] * 2
     found = outcomes(as_bytes(image(pixels))[: -96 - 10])  # the file itself was cut
     np.testing.assert_array_equal(np.stack(found[:3]), pixels[:3])
     assert [one.code for one in found[3:]] == ["truncated"] * 2
+
+
+@pytest.mark.parametrize("wrong", [{"Rows": 7}, {"Rows": 9}, {"Columns": 7}])
+def test_frames_of_another_size_than_the_headers_are_refused(wrong: dict[str, int]) -> None:
+    """The first frame would lack a row, and every further one begin in the wrong place."""
+    pixels = rng.integers(0, 4096, (5, 8, 6), dtype=np.uint16)
+    assert refusal(as_bytes(image(pixels, **wrong)))[0] == "wrong_length"
 
 
 def test_odd_and_overlong_pixel_data() -> None:

@@ -19,8 +19,9 @@ from lumid.catalog.schema import CATALOG, CatalogRow
 from lumid.pipeline.allowlist import RULES, checked
 from lumid.pipeline.batches import Batch
 from lumid.pipeline.convert import sniff
-from lumid.pipeline.decode import FrameHeader, parse
+from lumid.pipeline.decode import parse
 from lumid.pipeline.deidentify import WITH_A_FACE, Acquisition, acquisition, identify, modality_of, with_a_face
+from lumid.pipeline.frame_header import FrameHeader
 from lumid.pipeline.geometry import geometry
 from lumid.pipeline.ingest import ingest
 from lumid.pipeline.parts import series_account

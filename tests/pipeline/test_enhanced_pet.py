@@ -13,7 +13,8 @@ from pydicom import Dataset
 from pydicom.dataset import FileDataset
 
 from lumid.catalog.codecs import decode
-from lumid.pipeline.decode import FrameHeader, quiet_libraries
+from lumid.pipeline.decode import quiet_libraries
+from lumid.pipeline.frame_header import FrameHeader
 from lumid.pipeline.normalize import uses_series_range
 from lumid.pipeline.normalize.pet import suv_scale
 from tests.dicom import as_bytes, gradient, image

@@ -19,7 +19,8 @@ from hypothesis import strategies as st
 
 from lumid.catalog.keys import PUBLIC_SECRET, Keyer
 from lumid.pipeline.batches import Batch, make_batches
-from lumid.pipeline.decode import FrameHeader, quiet_libraries
+from lumid.pipeline.decode import quiet_libraries
+from lumid.pipeline.frame_header import FrameHeader
 from lumid.pipeline.geometry import Arranged, Geometry, Placed, arrange, geometry
 from lumid.pipeline.ingest import BatchResult, ingest
 from lumid.pipeline.parts import PartFiles, write_part

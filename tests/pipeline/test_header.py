@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lumid.catalog.keys import PUBLIC_SECRET, Keyer
-from lumid.pipeline.decode import FrameHeader
 from lumid.pipeline.deidentify import acquisition, identify, modality_of, text_risk
+from lumid.pipeline.frame_header import FrameHeader
 from lumid.pipeline.geometry import geometry, plane_of
 from tests.dicom import TEST_FILES, gradient, image
 

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 
 from lumid.catalog.errors import RecipeError
 from lumid.catalog.keys import PUBLIC_SECRET, Keyer
-from lumid.pipeline.decode import FrameHeader
 from lumid.pipeline.deidentify import identify
+from lumid.pipeline.frame_header import FrameHeader
 from lumid.pipeline.idc_index import candidates, index_folder, newest_version, plan_idc, version_date
 from lumid.pipeline.lock import LOCK, series_of
 from lumid.pipeline.recipe import IdcSettings

@@ -14,7 +14,8 @@ from hypothesis.extra.numpy import arrays
 from pydicom.pixels.processing import apply_color_lut, apply_voi_lut
 from pydicom.uid import ExplicitVRBigEndian
 
-from lumid.pipeline.decode import FrameHeader, parse
+from lumid.pipeline.decode import parse
+from lumid.pipeline.frame_header import FrameHeader
 from lumid.pipeline.normalize import normalize, uses_series_range
 from lumid.pipeline.normalize.intensity import (
     Intensities,

@@ -16,8 +16,8 @@ from lumid.catalog.errors import RecipeError
 from lumid.catalog.lock import LOCK
 from lumid.catalog.schema import LABELS
 from lumid.pipeline.archives import tar_members
-from lumid.pipeline.decode import FrameHeader
 from lumid.pipeline.deidentify import acquisition, identify, text_risk
+from lumid.pipeline.frame_header import FrameHeader
 from lumid.pipeline.lock import series_of
 from lumid.pipeline.nih_index import (
     FINDINGS,

@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydicom.pixels.processing import apply_voi_lut
 
-from lumid.pipeline.decode import FrameHeader, quiet_libraries
+from lumid.pipeline.decode import quiet_libraries
+from lumid.pipeline.frame_header import FrameHeader
 from lumid.pipeline.normalize import normalize, uses_series_range
 from lumid.pipeline.normalize.colour import normalize_colour
 from lumid.pipeline.normalize.intensity import (

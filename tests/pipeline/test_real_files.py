@@ -12,8 +12,9 @@ import numpy as np
 import pydicom
 import pytest
 
-from lumid.pipeline.decode import FrameHeader, Limits, decode_frames, image_size, parse, quiet_libraries
+from lumid.pipeline.decode import Limits, decode_frames, image_size, parse, quiet_libraries
 from lumid.pipeline.deidentify import modality_of
+from lumid.pipeline.frame_header import FrameHeader
 from lumid.pipeline.geometry import geometry
 from lumid.pipeline.normalize import normalize, uses_series_range
 from lumid.pipeline.normalize.intensity import Range, frame_histogram, robust_range
@@ -124,7 +125,9 @@ def test_a_slice_lies_where_simpleitk_says(row: dict[str, Any]) -> None:
         pytest.skip("a real image that is not part of the project, or of this version of pydicom")
     dataset = parse(path.read_bytes())
     assert not isinstance(dataset, Reject)
-    placed = geometry(FrameHeader(dataset, 0), row["modality"])
+    size = image_size(dataset, Limits())
+    assert not isinstance(size, Reject)
+    placed = geometry(FrameHeader(dataset, 0), row["modality"], size.sheet)
     assert placed.spacing_row == pytest.approx(float(row["row_mm"]), rel=1e-5)
     assert placed.spacing_column == pytest.approx(float(row["column_mm"]), rel=1e-5)
     assert placed.slice_position == pytest.approx(float(row["position_mm"]), abs=2e-3)

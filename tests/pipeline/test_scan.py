@@ -12,8 +12,9 @@ from pydicom import dcmread
 
 from lumid.catalog.keys import PUBLIC_SECRET, Keyer
 from lumid.pipeline.convert import sniff, to_dataset
-from lumid.pipeline.decode import FrameHeader, Limits, image_size, quiet_libraries
+from lumid.pipeline.decode import Limits, image_size, quiet_libraries
 from lumid.pipeline.deidentify import identify
+from lumid.pipeline.frame_header import FrameHeader
 from lumid.pipeline.reject import Reject
 from lumid.pipeline.scan import HEAD_BYTES, Scanned, group_series, listing_hash, scan
 from lumid.pipeline.sources import Provenance

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from pydicom.uid import SecondaryCaptureImageStorage
 
-from lumid.pipeline.decode import FrameHeader
+from lumid.pipeline.frame_header import FrameHeader
 from lumid.pipeline.normalize.intensity import Range
 from lumid.pipeline.quality import Quality, measure
 from lumid.pipeline.recipe import SelectSettings

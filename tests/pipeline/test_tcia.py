@@ -18,9 +18,9 @@ import pytest
 
 from lumid.catalog.errors import LumidError, RecipeError
 from lumid.catalog.lock import LOCK
-from lumid.pipeline.decode import FrameHeader
 from lumid.pipeline.deidentify import identify
 from lumid.pipeline.download import Downloader, FetchError
+from lumid.pipeline.frame_header import FrameHeader
 from lumid.pipeline.lock import series_of
 from lumid.pipeline.nbia import Nbia, license_name, read_manifest
 from lumid.pipeline.plan import plan

@@ -14,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lumid.pipeline.convert import to_dataset
-from lumid.pipeline.decode import FrameHeader, Limits, decode_frames, image_size
+from lumid.pipeline.decode import Limits, decode_frames, image_size
+from lumid.pipeline.frame_header import FrameHeader
 from lumid.pipeline.geometry import geometry
 from lumid.pipeline.reject import Reject
 from lumid.pipeline.volumes import Volume, read_volume
