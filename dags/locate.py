@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -20,7 +21,8 @@ def paths_of(dataset: Path, folder: Path, source_ids: Sequence[str], key_file: P
     :class:`~lumid.catalog.errors.RecipeError` when the secret is missing.
     """
     recipe = read_manifest(dataset).recipe
-    deid = DeidSettings.model_validate({**recipe["deid"], "key_file": None if key_file is None else str(key_file)})
+    key = None if key_file is None else str(key_file)
+    deid = DeidSettings.model_validate_json(json.dumps({**recipe["deid"], "key_file": key}))
     keyer = make_keyer(deid)
     paths: dict[str, Path] = {}
     for values in recipe["sources"]:

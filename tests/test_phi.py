@@ -57,7 +57,8 @@ class Sandbox:
         (self.folder / "patch" / "lumid_test_patch.py").write_text(patch)
         if patch:
             # once lumid is there, and not before: imports in a site file would be those of every interpreter
-            (self.folder / "patch" / "sitecustomize.py").write_text(EVERYTHING_LOGGED + _LATER)
+            after = "lumid.dags.build" if "lumid.dags.build" in patch else "lumid.dags.ingesting"
+            (self.folder / "patch" / "sitecustomize.py").write_text(EVERYTHING_LOGGED + _LATER.replace("AFTER", after))
         environment = os.environ | {
             "PYTHONPATH": os.pathsep.join([str(self.folder / "patch"), str(ROOT)]),
             "LUMID_TEST_LOGS": str(self.folder / "logs"),
@@ -90,7 +91,7 @@ _LATER = """
 import importlib.abc, importlib.util, sys
 class _After(importlib.abc.MetaPathFinder):
     def find_spec(self, name, path=None, target=None):
-        if name != "lumid.dags.ingesting":
+        if name != "AFTER":
             return None
         sys.meta_path.remove(self)
         spec = importlib.util.find_spec(name)
@@ -172,8 +173,6 @@ def test_no_identifier_leaves_a_build(sandbox: Sandbox, policy: str) -> None:
 )  # fmt: skip
 def test_no_identifier_leaves_a_build_that_fails(sandbox: Sandbox, what: str, patch: str, code: int) -> None:
     out = sandbox.folder / "data"
-    if "_commit" in patch:  # it is imported before the patch is made
-        patch = patch.replace("import lumid.dags.build as b", "import sys; b = sys.modules['lumid.dags.build']")
     done = sandbox.run("build", sandbox.recipe("public"), "--out", out, "--workers", "2", patch=patch)
     assert done.returncode == code, done.stderr
     assert "Traceback" not in done.stderr

@@ -246,7 +246,7 @@ def test_a_broken_shard_is_told_and_the_rest_goes_on(dataset: Path) -> None:
         for path in ("thumbnails", "pixels"):
             reply = client.get(f"/{path}/{broken.key}")
             assert reply.status == 500
-            assert "missing or unreadable" in reply.json()["error"]
+            assert "missing or not readable" in reply.json()["error"]
             assert client.get(f"/{path}/{fine.key}").status == 200
 
 
