@@ -20,6 +20,7 @@ from lumid.catalog.errors import DatasetError, UsageError
 from lumid.catalog.query import read_catalog
 from lumid.dags.cli.app import app
 from tests.catalog.sound import catalog_files, change_cell, change_manifest, flip, make_sound
+from tests.dicom import TEST_FILES
 
 
 def run(*arguments: object) -> Result:
@@ -187,7 +188,11 @@ def test_what_a_build_makes_is_sound_and_equal_to_itself(tmp_path: Path) -> None
             [sys.executable, "-m", "lumid", *arguments], capture_output=True, text=True, timeout=120, check=False
         )
 
-    assert lumid("build", "demo", "--out", str(out), "--workers", "1").returncode == 0
+    source = tmp_path / "source"
+    source.mkdir()
+    for name in ("CT_small.dcm", "MR_small.dcm", "MR_small_RLE.dcm", "MR_small_padded.dcm"):
+        shutil.copy(TEST_FILES / name, source)
+    assert lumid("build", "--source", str(source), "--out", str(out), "--workers", "1").returncode == 0
     found = lumid("verify", str(out), "--deep", "--json")
     assert json.loads(found.stdout)["findings"] == []
     assert found.returncode == 0
