@@ -70,10 +70,13 @@ def run_pretraining(
     from lumid.model.recipe import load_recipe
 
     chosen = _adapted(load_recipe(recipe), steps, where)
-    with _process_group(device) as parallel, _stop_flag() as should_stop:
-        with TrainingDisplay(console, chosen.name, chosen.run.log_every, silent=not parallel.leads) as display:
-            listener = Listener(display.step, display.note)
-            done = pretrain(data, out, chosen, parallel, listener, should_stop, fresh=fresh, weights=weights)
+    with (
+        _process_group(device) as parallel,
+        _stop_flag() as should_stop,
+        TrainingDisplay(console, chosen.name, chosen.run.log_every, silent=not parallel.leads) as display,
+    ):
+        listener = Listener(display.step, display.note)
+        done = pretrain(data, out, chosen, parallel, listener, should_stop, fresh=fresh, weights=weights)
     return PretrainResult(
         run=out,
         leads=parallel.leads,

@@ -80,9 +80,7 @@ class TrainingDisplay:
 def line(step: Step) -> str:
     """The most important of a step, on one line."""
     mfu = "" if step.mfu is None else f" · MFU {step.mfu:.0%}"
-    return (
-        f"loss {step.loss:.4f} · {step.images_per_s:,.0f} images/s · waiting for data {step.stall_fraction:.0%}{mfu}"
-    )
+    return f"loss {step.loss:.4f} · {step.images_per_s:,.0f} images/s · waiting for data {step.stall_fraction:.0%}{mfu}"
 
 
 def facts(step: Step) -> Table:

@@ -236,7 +236,9 @@ class _Reader:
 
 
 def _damaged(checkpoint: Path) -> DatasetError:
-    return DatasetError(f"{checkpoint}: damaged checkpoint, or of another model; remove it, the one before is used then")
+    return DatasetError(
+        f"{checkpoint}: damaged checkpoint, or of another model; remove it, the one before is used then"
+    )
 
 
 def _name(kind: str, parallel: Parallel | None) -> str:
@@ -290,5 +292,3 @@ def _random_state(parallel: Parallel) -> dict[str, Tensor]:
     if parallel.device.type == "cuda":
         states["cuda"] = torch.cuda.get_rng_state(parallel.device)
     return states
-
-

@@ -103,9 +103,7 @@ def read_weights(source: Path) -> dict[str, Tensor]:
     return {name.removeprefix("module."): tensor.float() for name, tensor in state.items()}
 
 
-def split(
-    source: Path, tensors: dict[str, Tensor]
-) -> tuple[dict[str, Tensor], dict[str, Tensor], tuple[str, ...]]:
+def split(source: Path, tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor], tuple[str, ...]]:
     """Encoder with timm's names, decoder with lumid's, and the names of what belongs to a task's head."""
     encoder: dict[str, Tensor] = {}
     decoder: dict[str, Tensor] = {}

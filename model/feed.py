@@ -50,9 +50,7 @@ class Feed:
 
     def __init__(self, data: Path, recipe: TrainRecipe, parallel: Parallel, state: StreamState, step: int) -> None:
         self._recipe, self._parallel, self._step = recipe, parallel, step
-        self.batch, self.pieces = micro_batches(
-            recipe.optimizer.batch_size, parallel.world, recipe.compute.micro_batch
-        )
+        self.batch, self.pieces = micro_batches(recipe.optimizer.batch_size, parallel.world, recipe.compute.micro_batch)
         settings = StreamSettings(
             batch_size=self.batch,
             channels=recipe.model.in_chans,

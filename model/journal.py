@@ -84,7 +84,7 @@ class Journal:
         if tensorboard:
             from torch.utils.tensorboard import SummaryWriter
 
-            self._board = SummaryWriter(str(run / TENSORBOARD), purge_step=step + 1)  # type: ignore[no-untyped-call]
+            self._board = SummaryWriter(str(run / TENSORBOARD), purge_step=step + 1)
 
     def __enter__(self) -> Journal:
         return self
@@ -94,7 +94,7 @@ class Journal:
     ) -> None:
         self._lines.close()
         if self._board is not None:
-            self._board.close()  # type: ignore[no-untyped-call]
+            self._board.close()
 
     def write(self, progress: Progress) -> None:
         """A step."""
@@ -112,13 +112,13 @@ class Journal:
         ]
         for name, value in scalars:
             if value is not None:
-                self._board.add_scalar(name, value, progress.step)  # type: ignore[no-untyped-call]
+                self._board.add_scalar(name, value, progress.step)
 
     def flush(self) -> None:
         """What has been written is on its way to the disk: before a checkpoint, so that none is ahead of its lines."""
         self._lines.flush()
         if self._board is not None:
-            self._board.flush()  # type: ignore[no-untyped-call]
+            self._board.flush()
 
 
 def digest(keys: Sequence[str], first: int) -> int:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -44,9 +44,7 @@ SHAPES: dict[Size, Shape] = {
 SIZES: tuple[Size, ...] = get_args(Size)
 
 
-def decoder_shape(
-    size: Size, width: int | None = None, depth: int | None = None, heads: int | None = None
-) -> Shape:
+def decoder_shape(size: Size, width: int | None = None, depth: int | None = None, heads: int | None = None) -> Shape:
     """The shape of a size, with another decoder where one is given.
 
     Raises :class:`ValueError` when the decoder's width is no multiple of 4 and of its heads.
@@ -106,7 +104,7 @@ class MaskedAutoencoder(nn.Module):
         self.decoder_embed = nn.Linear(shape.width, shape.decoder_width)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, shape.decoder_width))
         self.decoder_positions = self._make_positions(positions, shape.decoder_width)
-        norm = partial(nn.LayerNorm, eps=1e-6)  # as in timm's encoder
+        norm: Any = partial(nn.LayerNorm, eps=1e-6)  # as in timm's encoder
         self.decoder_blocks = nn.ModuleList(
             Block(shape.decoder_width, shape.decoder_heads, qkv_bias=True, norm_layer=norm)
             for _ in range(shape.decoder_depth)
@@ -167,7 +165,7 @@ class MaskedAutoencoder(nn.Module):
         """timm's patch embedding of patches that are cut already: ``[…, patch² · channels]`` → ``[…, width]``."""
         projection = self.encoder.patch_embed.proj
         # a convolution whose stride is its size is a linear layer; its weights are [width, channels, rows, columns]
-        ordered = patches.unflatten(-1, (-1, self.in_chans)).mT.flatten(-2)
+        ordered = patches.reshape(*patches.shape[:-1], -1, self.in_chans).mT.flatten(-2)
         return F.linear(ordered, projection.weight.flatten(1), projection.bias)
 
     def encode(self, images: Tensor, keep: Tensor | None = None) -> Tensor:
@@ -237,7 +235,9 @@ def visible_patches(patches: int, ratio: float) -> int:
     """How many patches stay visible. Raises :class:`ValueError` where that would be none or all."""
     visible = round(patches * (1 - ratio))
     if not 0 < visible < patches:
-        raise ValueError(f"mask_ratio {ratio} leaves {visible} of {patches} patches visible; it must leave some of them")
+        raise ValueError(
+            f"mask_ratio {ratio} leaves {visible} of {patches} patches visible; it must leave some of them"
+        )
     return visible
 
 

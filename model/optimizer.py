@@ -51,5 +51,7 @@ def limit_gradient(model: nn.Module, limit: float | None) -> Tensor:
         norm = nn.utils.get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
     else:
         norm = nn.utils.clip_grad_norm_(parameters, limit)
-    whole: Tensor = norm.full_tensor() if hasattr(norm, "full_tensor") else norm  # sharded gradients have a sharded norm
+    whole: Tensor = (
+        norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+    )  # sharded gradients have a sharded norm
     return whole.detach()

@@ -102,9 +102,7 @@ def prepare(
     )
 
 
-def compile_in_place(
-    model: MaskedAutoencoder, settings: ComputeSettings, parallel: Parallel, batch: int
-) -> str | None:
+def compile_in_place(model: MaskedAutoencoder, settings: ComputeSettings, parallel: Parallel, batch: int) -> str | None:
     """Compile the model and try it on a black batch, forward and backward. Returns why not, if it does not work; the
     model is then as it was.
 
@@ -141,7 +139,8 @@ def _sharded(model: MaskedAutoencoder, settings: ComputeSettings, parallel: Para
     dtype = torch.bfloat16 if uses_bf16(settings, parallel.device) else None
     for block in blocks(model):
         fully_shard(block, mesh=mesh, mp_policy=MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32))
-    return fully_shard(model, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+    return model
 
 
 @contextmanager

@@ -111,7 +111,10 @@ def _train(
     """Step after step, until the last or until asked to stop; the state then, and images a second."""
     meter = Meter(recipe, parallel, model)
     stopped = False
-    with Feed(data, recipe, parallel, state.stream, state.step) as feed, _journal(run, recipe, parallel, state) as journal:
+    with (
+        Feed(data, recipe, parallel, state.stream, state.step) as feed,
+        _journal(run, recipe, parallel, state) as journal,
+    ):
         while state.step < recipe.steps and not stopped:
             rate = learning_rate(state.step, recipe)
             set_learning_rate(optimizer, rate)
@@ -276,5 +279,3 @@ def _lost(run: Path, step: int, guard: Guard, verdict: Verdict) -> str:
         f"{run}: the loss or its gradient was {what} for {guard.skipped_in_a_row} steps in a row, up to step {step}; "
         "lower base_lr or set clip_grad_norm in the recipe and start a new run; the last checkpoint here is whole"
     )
-
-

@@ -100,7 +100,7 @@ def reconstruct(
     where: str | None = None,
     *,
     images: int = IMAGES,
-    report: Callable[[int, int], None] = lambda done, total: None,
+    report: Callable[[int, int], None] | None = None,
 ) -> Figure:
     """Draw two images a modality into the PNG ``out``, one that the run was trained on and one that it was not, and score
     up to ``images`` of each kind; the scores go into ``reconstruction.json`` of the run.
@@ -118,7 +118,8 @@ def reconstruct(
         keys = [batch.keys[place] for place in readable]
         images_of = plain_input(batch, recipe, CPU)[readable]
         found += _rows(model, keys, batch.modality[readable], images_of, seen) if readable else []
-        report(len(found), len(selection))
+        if report is not None:
+            report(len(found), len(selection))
     found.sort(key=lambda row: (MODALITIES.index(row.modality), row.seen is not Seen.TRAINED))
     rows = [row for row in found if row.key in shown]
     if not rows:
@@ -202,7 +203,9 @@ def _rows(
         predicted = predicted * (patches.var(-1, keepdim=True) + 1e-6).sqrt() + mean
     else:
         seen_pixels = (~output.mask)[..., None]
-        mean = (patches * seen_pixels).sum((1, 2), keepdim=True) / (seen_pixels.sum(1, keepdim=True) * patches.shape[-1])
+        mean = (patches * seen_pixels).sum((1, 2), keepdim=True) / (
+            seen_pixels.sum(1, keepdim=True) * patches.shape[-1]
+        )
     hidden = model.unpatchify(output.mask[..., None].expand_as(predicted).float()) > 0
     painted = model.unpatchify(predicted).clamp(-1, 1)
     masked = torch.where(hidden, torch.full_like(images, HIDDEN_GREY), images)

@@ -69,7 +69,7 @@ def begin(
 
     Raises :class:`UsageError` when it holds another run, or something else, or (``fresh``) any run at all.
     """
-    identity = {"recipe": recipe.identity(), "catalog_hash": catalog_hash}
+    identity: dict[str, object] = {"recipe": recipe.identity(), "catalog_hash": catalog_hash}
     if weights is not None:
         identity["weights"] = str(weights.resolve())
     failure: LumidError | None = None
@@ -85,9 +85,7 @@ def begin(
     parallel.agree(failure)
 
 
-def restore(
-    run: Path, model: nn.Module, optimizer: torch.optim.Optimizer, parallel: Parallel
-) -> RunState | None:
+def restore(run: Path, model: nn.Module, optimizer: torch.optim.Optimizer, parallel: Parallel) -> RunState | None:
     """Put model, optimiser and generators where the newest checkpoint has them; None for a run that has none."""
     checkpoint = latest_checkpoint(run / CHECKPOINTS)
     if checkpoint is None:

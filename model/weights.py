@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -17,7 +18,7 @@ ENCODER, WHOLE, CONFIG, CARD = "encoder.safetensors", "mae.safetensors", "config
 TIMM_NAMES = {"tiny": "vit_tiny_patch16_224", "small": "vit_small_patch16_224", "base": "vit_base_patch16_224", "large": "vit_large_patch16_224", "huge": "vit_huge_patch14_224"}  # fmt: skip
 
 
-def timm_arguments(settings: ModelSettings) -> dict[str, object]:
+def timm_arguments(settings: ModelSettings) -> dict[str, Any]:
     """What ``timm.create_model`` must be called with to get the encoder: name and keyword arguments."""
     shape = SHAPES[settings.size]
     return {
