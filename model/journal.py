@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -53,7 +54,7 @@ class Progress:
         values["lr"] = values.pop("learning_rate")
         for name in ("images_per_s", "stall_fraction", "mfu"):
             values[name] = None if values[name] is None else round(values[name], 5)
-        return json.dumps({name: _finite(value) for name, value in values.items()}, allow_nan=False)
+        return json.dumps(_finite(values), allow_nan=False)
 
 
 class Speed:
@@ -143,4 +144,6 @@ def _until(path: Path, step: int) -> list[str]:
 
 
 def _finite(value: object) -> object:
-    return None if isinstance(value, float) and (value != value or value in (float("inf"), -float("inf"))) else value
+    if isinstance(value, dict):
+        return {name: _finite(inner) for name, inner in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value

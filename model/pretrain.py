@@ -131,7 +131,7 @@ def _train(
                 state,
                 step=state.step + 1,
                 stream=stream,
-                first_loss=totals.loss if state.step == 0 else state.first_loss,
+                first_loss=totals.loss if math.isnan(state.first_loss) else state.first_loss,
                 last_loss=totals.loss if verdict is Verdict.GOOD else state.last_loss,
                 guard=guard,
             )
