@@ -11,6 +11,7 @@ import json
 import math
 import pickle
 import re
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ import torch
 from torch import Tensor
 
 from lumid.catalog.errors import UsageError
-from lumid.catalog.layout import write_text
+from lumid.catalog.layout import storage_errors, write_text
 from lumid.model.mae import SHAPES, Size, sincos_positions
 from lumid.model.recipe import ModelSettings
 from lumid.model.runs import make_model
@@ -62,12 +63,9 @@ def convert(source: Path, out: Path) -> Converted:
     arguments = timm_arguments(settings)
     model = timm.create_model(**arguments)
     _check(source, encoder, model.state_dict())
-    out.mkdir(parents=True, exist_ok=True)
-    save_weights(out / ENCODER, encoder)
+    whole = {f"encoder.{name}": tensor for name, tensor in encoder.items()} | decoder
     if decoder:
-        whole = {f"encoder.{name}": tensor for name, tensor in encoder.items()} | decoder
         _check(source, whole, make_model(settings).state_dict())
-        save_weights(out / WHOLE, whole)
     count = sum(tensor.numel() for tensor in encoder.values())
     digest = hashlib.sha256(source.read_bytes()).hexdigest()
     config = {
@@ -77,8 +75,13 @@ def convert(source: Path, out: Path) -> Converted:
         "model": settings.model_dump(mode="json"),
         "source": {"file": source.name, "sha256": digest},
     }
-    write_text(out / CONFIG, json.dumps(config, indent=1) + "\n")
-    write_text(out / CARD, _card(source.name, digest, settings, arguments, count))
+    with storage_errors(out):
+        out.mkdir(parents=True, exist_ok=True)
+        save_weights(out / ENCODER, encoder)
+        if decoder:
+            save_weights(out / WHOLE, whole)
+        write_text(out / CONFIG, json.dumps(config, indent=1) + "\n")
+        write_text(out / CARD, _card(source.name, digest, settings, arguments, count))
     return Converted(out, settings.size, count, bool(decoder), left_out)
 
 
@@ -86,7 +89,8 @@ def read_weights(source: Path) -> dict[str, Tensor]:
     """The state dict in a ``.pth`` file, bare or under ``model``, in float32."""
     try:
         # argparse.Namespace: the training options, which such files keep beside the weights; it holds plain values
-        with torch.serialization.safe_globals([argparse.Namespace]):
+        with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of old protocols, which are read or refused all the same
             raw: Any = torch.load(source, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise UsageError(f"{source}: no such file") from None

@@ -152,10 +152,10 @@ def choose(
             ranked AS (SELECT key, trained, held_out,
                 row_number() OVER (PARTITION BY modality, trained ORDER BY held_out DESC, key) AS place,
                 row_number() OVER (PARTITION BY modality, trained ORDER BY held_out DESC,
-                    least(width, height, 96) DESC, foreground_fraction BETWEEN 0.2 AND 0.95 DESC, key) AS show,
+                    least(width, height, 96) DESC, foreground_fraction BETWEEN 0.2 AND 0.95 DESC, key) AS prominence,
                 max(held_out) OVER (PARTITION BY modality, trained) AS any_held_out FROM all_of_them)
-        SELECT key, trained, held_out, show = 1 AS shown FROM ranked
-        WHERE show = 1 OR (place <= {int(images)} AND (trained OR held_out = any_held_out))""",
+        SELECT key, trained, held_out, prominence = 1 AS shown FROM ranked
+        WHERE prominence = 1 OR (place <= {int(images)} AND (trained OR held_out = any_held_out))""",
     ).to_pylist()
     seen = {
         row["key"]: Seen.TRAINED if row["trained"] else Seen.HELD_OUT if row["held_out"] else Seen.NEITHER

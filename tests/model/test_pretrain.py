@@ -22,8 +22,9 @@ from lumid.catalog.query import read_catalog
 from lumid.catalog.schema import MODALITIES
 from lumid.model import parallel as parallel_module
 from lumid.model import pretrain as pretrain_module
+from lumid.model.augment import evaluation_input
 from lumid.model.checkpoint import checkpoints, read_state
-from lumid.model.feed import Piece, mask_noise
+from lumid.model.feed import Piece, mask_noise, model_input
 from lumid.model.guard import Guard
 from lumid.model.journal import Journal, Progress, digest
 from lumid.model.optimizer import build_optimizer, learning_rate
@@ -31,7 +32,7 @@ from lumid.model.parallel import Parallel, compile_in_place
 from lumid.model.pretrain import Listener, Sums, pretrain
 from lumid.model.recipe import ComputeSettings, parse_recipe
 from lumid.model.runs import build_model
-from lumid.model.stream import StreamState
+from lumid.model.stream import ImageStream, StreamSettings, StreamState, select
 from tests.factory import make_dataset
 from tests.model.runs import RECIPE, command, lumid, metrics, weights
 
@@ -409,3 +410,11 @@ main()
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.returncode == 2
     assert "pip install 'lumid[train]'" in done.stderr
+
+
+def test_augmentation_can_be_left_out(data: Path) -> None:
+    batch = next(iter(ImageStream(select(data, "modality = 'CT'"), StreamSettings(8, canvas=128))))
+    device = torch.device("cpu")
+    plain = model_input(batch, parse_recipe(RECIPE.replace("[data]", "[data]\naugment = false"), "test"), device)
+    assert torch.equal(plain, evaluation_input(batch, 32, device))
+    assert not torch.allclose(plain, model_input(batch, parse_recipe(RECIPE, "test"), device), atol=0.1)
