@@ -16,6 +16,7 @@ INPUT = (
     "whole range; others: from the 1st to the 99th percentile of the image. `lumid.model.augment` does it."
 )
 
+BASELINE = {True: "its own mean, as the decoder is given too.", False: "the mean of what is visible."}
 FRONT_MATTER = """---
 library_name: timm
 tags: [masked-autoencoder, medical-imaging, vit]
@@ -27,11 +28,13 @@ license_name: see-data
 
 @dataclass(frozen=True, slots=True)
 class Results:
-    """What is known of how good a run is: its summary, and the scores of its reconstructions, by modality."""
+    """What is known of how good a run is: its summary, and the scores of its reconstructions, by modality;
+    ``borrowed``: those were given the brightness of the hidden patches."""
 
     validation_loss: float | None
     validation_loss_by_modality: Mapping[str, float]
     reconstruction: tuple[Mapping[str, Any], ...]
+    borrowed: bool
 
 
 def card(
@@ -132,9 +135,10 @@ def _results(state: RunState, results: Results) -> str:
     if results.reconstruction:
         lines += [
             "",
-            "Reconstruction of hidden patches, visible ones put back, against images that were not trained on:",
+            "Reconstruction of hidden patches, visible ones put back"
+            + (", mean and deviation of a patch taken from the original:" if results.borrowed else ":"),
             "",
-            "| modality | seen | images | PSNR (dB) | SSIM | PSNR of a grey filling (dB) |",
+            "| modality | seen | images | PSNR (dB) | SSIM | PSNR of the baseline (dB) |",
             "|---|---|---|---|---|---|",
         ]
         lines += [
@@ -142,4 +146,5 @@ def _results(state: RunState, results: Results) -> str:
             f"{row['ssim']:.3f} ± {row['ssim_sd']:.3f} | {row['baseline_psnr_db']:.2f} |"
             for row in results.reconstruction
         ]
+        lines += ["", "The baseline fills every hidden patch with one grey: " + BASELINE[results.borrowed]]
     return "\n".join(lines)

@@ -59,6 +59,7 @@ def results(run: Path) -> Results:
         summary.get("validation_loss"),
         summary.get("validation_loss_by_modality", {}),
         tuple(scores.get("modalities", ())),
+        bool(scores.get("patch_statistics_of_the_original", False)),
     )
 
 

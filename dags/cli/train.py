@@ -134,7 +134,7 @@ def reconstruct(
     for score in figure.scores:
         typer.echo(
             f"{score.modality}  {score.seen:14}  {score.images:3} images  PSNR {score.psnr_db:5.2f} ± {score.psnr_db_sd:.2f} dB  "
-            f"SSIM {score.ssim:.3f} ± {score.ssim_sd:.3f}  (filled with grey: {score.baseline_psnr_db:.2f} dB)"
+            f"SSIM {score.ssim:.3f} ± {score.ssim_sd:.3f}  (hidden patches of one grey: {score.baseline_psnr_db:.2f} dB)"
         )
     typer.echo(str(figure.path))
 
