@@ -1,4 +1,5 @@
-"""Training jobs: one process on this machine, or one a GPU under torchrun. Nothing here imports torch until it must."""
+"""Training jobs: one process on this machine, or one a GPU under torchrun or Slurm. Nothing here imports torch until it
+must."""
 
 from __future__ import annotations
 
@@ -13,40 +14,43 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from lumid.catalog.errors import UsageError
+from lumid.dags.training_display import TrainingDisplay
 
 if TYPE_CHECKING:
     from lumid.catalog.places import Anywhere
-    from lumid.model.pretrain import Parallel
-    from lumid.model.pretrain import Progress as Step
+    from lumid.model.parallel import Parallel
     from lumid.model.recipe import TrainRecipe
+
+NEEDED = ("torch", "timm", "safetensors", "skimage", "tensorboard")
 
 
 @dataclass(frozen=True, slots=True)
 class PretrainResult:
-    """How a run ended, and where it is."""
+    """How a run ended, and where it is. ``leads``: whether this process speaks for all of the run."""
 
     run: Path
+    leads: bool
     steps: int
     first_loss: float
     final_loss: float
     validation_loss: float | None
     images_per_s: float
+    skipped: int
     stopped: bool
     already_finished: bool
 
 
 def has_torch() -> bool:
     """Whether the training extra is installed."""
-    return all(find_spec(name) is not None for name in ("torch", "timm", "safetensors"))
+    return all(find_spec(name) is not None for name in NEEDED)
 
 
 def require_torch() -> None:
     """Raise :class:`UsageError` when the training extra is not installed."""
     if not has_torch():
-        raise UsageError("this needs PyTorch and timm: pip install 'lumid[train]'")
+        raise UsageError("this needs PyTorch, timm and what comes with them: pip install 'lumid[train]'")
 
 
 def run_pretraining(
@@ -57,23 +61,32 @@ def run_pretraining(
     steps: int | None = None,
     where: str | None = None,
     device: str | None = None,
+    fresh: bool = False,
+    weights: Path | None = None,
     console: Console,
 ) -> PretrainResult:
     """Pre-train on a data set, or go on with the run in ``out``; Ctrl-C and SIGTERM save first."""
     require_torch()
-    from lumid.model.pretrain import pretrain
+    from lumid.model.pretrain import Listener, pretrain
     from lumid.model.recipe import load_recipe
 
     chosen = _adapted(load_recipe(recipe), steps, where)
-    with _process_group(device) as parallel, _bar(console, chosen, parallel) as report, _stop_flag() as should_stop:
-        done = pretrain(data, out, chosen, parallel, report, should_stop)
+    with (
+        _process_group(device) as parallel,
+        _stop_flag() as should_stop,
+        TrainingDisplay(console, chosen.name, chosen.run.log_every, silent=not parallel.leads) as display,
+    ):
+        listener = Listener(display.step, display.note)
+        done = pretrain(data, out, chosen, parallel, listener, should_stop, fresh=fresh, weights=weights)
     return PretrainResult(
         run=out,
+        leads=parallel.leads,
         steps=done.step,
         first_loss=done.first_loss,
         final_loss=done.last_loss,
         validation_loss=done.validation_loss,
         images_per_s=done.images_per_s,
+        skipped=done.skipped,
         stopped=done.stopped,
         already_finished=done.already_finished,
     )
@@ -90,28 +103,42 @@ def draw_reconstruction(run: Path, data: Anywhere, out: Path, where: str | None 
 def _adapted(recipe: TrainRecipe, steps: int | None, where: str | None) -> TrainRecipe:
     """The recipe with what the command line says otherwise."""
     if steps is not None:
-        warmup = min(recipe.optimizer.warmup_steps, steps // 10)
-        changed = recipe.optimizer.model_copy(update={"steps": steps, "warmup_steps": warmup})
-        recipe = recipe.model_copy(update={"optimizer": changed})
+        settings = recipe.optimizer
+        warmup = steps // 10 if settings.warmup_steps is None else min(settings.warmup_steps, steps // 10)
+        short = {"steps": steps, "epochs": None, "warmup_steps": warmup, "warmup_epochs": None}
+        recipe = recipe.model_copy(update={"optimizer": settings.model_copy(update=short)})
     if where is not None:
         recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"where": where})})
     return recipe
 
 
+def place_of_process() -> tuple[int, int, int]:
+    """Rank, world and rank on this machine: as torchrun tells them, or Slurm; alone without either.
+
+    Under Slurm alone (``srun``), PyTorch wants MASTER_ADDR and MASTER_PORT too: see docs/training.md.
+    """
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+    if "RANK" not in os.environ and "SLURM_PROCID" in os.environ and "MASTER_ADDR" in os.environ:
+        for name, other in zip(names, ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID"), strict=True):
+            os.environ[name] = os.environ[other]  # PyTorch looks for them too
+    rank, world, local = (int(os.environ.get(name, default)) for name, default in zip(names, "010", strict=True))
+    return rank, world, local
+
+
 @contextmanager
 def _process_group(device: str | None) -> Iterator[Parallel]:
-    """This process's place among those that torchrun started (RANK, WORLD_SIZE, LOCAL_RANK); alone without them."""
+    """This process's place among those of the run."""
     import torch
     from torch import distributed
 
-    from lumid.model.pretrain import Parallel
+    from lumid.model.parallel import Parallel
 
-    rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    rank, world, local = place_of_process()
     name = device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
         chosen = torch.device(name)
         if name == "cuda":
-            chosen = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+            chosen = torch.device("cuda", local)
         torch.empty(1, device=chosen)
     except (RuntimeError, AssertionError):
         raise UsageError(f"--device {name}: not available here; use cpu, or leave it out") from None
@@ -124,37 +151,6 @@ def _process_group(device: str | None) -> Iterator[Parallel]:
     finally:
         if world > 1:
             distributed.destroy_process_group()
-
-
-@contextmanager
-def _bar(console: Console, recipe: TrainRecipe, parallel: Parallel) -> Iterator[Callable[[Step], None]]:
-    """A progress bar with loss, rate and time left; a line now and then where the output goes to a file."""
-    bars = Progress(
-        TextColumn("[bold]pretrain"),
-        BarColumn(bar_width=30),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[facts]}"),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-        console=console,
-        disable=not console.is_terminal or parallel.rank != 0,
-    )
-    task = bars.add_task("pretrain", total=recipe.optimizer.steps, facts="")
-    every = max(1, recipe.optimizer.steps // 10)
-
-    def report(step: Step) -> None:
-        facts = f"loss {step.loss:.4f} · {step.images_per_s:,.0f} images/s · waiting for data {step.stall_fraction:.0%}"
-        bars.update(task, completed=step.step, facts=facts)
-        if (
-            not console.is_terminal
-            and parallel.rank == 0
-            and (step.step % every < recipe.run.log_every or step.step == step.steps)
-        ):
-            console.print(f"step {step.step:,} of {step.steps:,} · {facts}")
-
-    with bars:
-        yield report
 
 
 @contextmanager

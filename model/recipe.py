@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from lumid.catalog.errors import RecipeError
 from lumid.catalog.settings import explain
+from lumid.model.mae import Positions, Size, decoder_shape, visible_patches
 
 Positive = Annotated[int, Field(ge=1)]
 
@@ -21,33 +22,54 @@ class _Section(BaseModel):
 
 
 class ModelSettings(_Section):
-    """The auto-encoder; see :class:`lumid.model.mae.MaskedAutoencoder`."""
+    """The auto-encoder; see :class:`lumid.model.mae.MaskedAutoencoder`. What the decoder is not told, its size says."""
 
-    size: Literal["tiny", "small", "base", "large", "huge"] = "base"
+    size: Size = "base"
     image_size: Positive = 224
     patch_size: Positive = 16
     in_chans: Literal[1, 3] = 1
     mask_ratio: Annotated[float, Field(gt=0, lt=1)] = 0.75
     normalize_target: bool = True
+    positions: Positions = "sincos"
+    decoder_width: Positive | None = None
+    decoder_depth: Positive | None = None
+    decoder_heads: Positive | None = None
 
     @model_validator(mode="after")
-    def _whole_patches(self) -> ModelSettings:
+    def _fits(self) -> ModelSettings:
         if self.image_size % self.patch_size:
             raise ValueError("image_size must be a multiple of patch_size")
+        visible_patches((self.image_size // self.patch_size) ** 2, self.mask_ratio)
+        decoder_shape(self.size, self.decoder_width, self.decoder_depth, self.decoder_heads)
         return self
 
 
 class OptimizerSettings(_Section):
-    """AdamW with a linear warm-up and a cosine to zero; the learning rate is ``base_lr × batch_size / 256``."""
+    """AdamW with a linear warm-up and a cosine to zero; the learning rate is ``base_lr × batch_size / 256``.
 
-    steps: Positive
+    ``batch_size`` is that of a step, over all devices. A length is told in steps or in epochs, not in both.
+    """
+
     batch_size: Positive
+    steps: Positive | None = None
+    epochs: Annotated[float, Field(gt=0)] | None = None
+    warmup_steps: Annotated[int, Field(ge=0)] | None = None
+    warmup_epochs: Annotated[float, Field(ge=0)] | None = None
     base_lr: Annotated[float, Field(gt=0)] = 1.5e-4
     weight_decay: Annotated[float, Field(ge=0)] = 0.05
     beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
     beta2: Annotated[float, Field(ge=0, lt=1)] = 0.95
-    warmup_steps: Annotated[int, Field(ge=0)] = 0
     clip_grad_norm: Annotated[float, Field(gt=0)] | None = None
+    spike_factor: Annotated[float, Field(gt=1)] = 4.0
+    max_skipped: Positive = 20
+
+    @model_validator(mode="after")
+    def _one_length(self) -> OptimizerSettings:
+        if (self.steps is None) == (self.epochs is None):
+            raise ValueError("give steps or epochs, one of them")
+        if self.warmup_steps is not None and self.warmup_epochs is not None:
+            raise ValueError("give warmup_steps or warmup_epochs, one of them")
+        return self
 
 
 class DataSettings(_Section):
@@ -61,12 +83,30 @@ class DataSettings(_Section):
     seed: Annotated[int, Field(ge=0)] = 0
 
 
+class ComputeSettings(_Section):
+    """How the work is done; nothing here but ``precision`` makes a run another one.
+
+    ``micro_batch``: images that a device holds at a time, when the whole of its share does not fit; gradients of several
+    are summed. ``precision``, ``compile``: ``auto`` is bf16 and on with a GPU, fp32 and off without. ``parallel``: whether
+    each of several devices holds the whole model (ddp) or a part of it (fsdp). ``peak_tflops``: of a device that
+    :mod:`lumid.model.flops` does not know, for the utilisation.
+    """
+
+    micro_batch: Positive | None = None
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    compile: Literal["auto", "on", "off"] = "auto"
+    checkpoint_activations: bool = False
+    parallel: Literal["ddp", "fsdp"] = "ddp"
+    peak_tflops: Annotated[float, Field(gt=0)] | None = None
+
+
 class RunSettings(_Section):
     """Checkpoints and logs, in optimiser steps."""
 
     checkpoint_every: Positive = 500
     keep: Positive = 2
     log_every: Positive = 10
+    tensorboard: bool = True
 
 
 class TrainRecipe(_Section):
@@ -77,11 +117,34 @@ class TrainRecipe(_Section):
     model: ModelSettings = ModelSettings()
     optimizer: OptimizerSettings
     data: DataSettings = DataSettings()
+    compute: ComputeSettings = ComputeSettings()
     run: RunSettings = RunSettings()
 
     def canonical(self) -> dict[str, Any]:
         """The recipe as plain values."""
         return self.model_dump(mode="json")
+
+    def identity(self) -> dict[str, Any]:
+        """What makes a run this run: all but how it is logged, and how and by how many its work is done."""
+        values = self.canonical()
+        del values["run"], values["description"], values["data"]["threads"]
+        values["compute"] = {"precision": self.compute.precision}
+        return values
+
+    def resolved(self, samples: int) -> TrainRecipe:
+        """The recipe with its length in steps, for a selection of so many samples; an epoch is that many samples."""
+        settings = self.optimizer
+        steps = settings.steps or max(1, round((settings.epochs or 0) * samples / settings.batch_size))
+        warmup = settings.warmup_steps or round((settings.warmup_epochs or 0) * samples / settings.batch_size)
+        changed = {"steps": steps, "warmup_steps": min(warmup, steps), "epochs": None, "warmup_epochs": None}
+        return self.model_copy(update={"optimizer": settings.model_copy(update=changed)})
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps of a resolved recipe."""
+        steps = self.optimizer.steps
+        assert steps is not None, "the recipe has been resolved"
+        return steps
 
 
 def shipped_recipes() -> dict[str, str]:

@@ -7,9 +7,13 @@ import math
 import pytest
 import timm
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
-from lumid.model.mae import SHAPES, MaskedAutoencoder, random_mask, sincos_positions
+from lumid.model.flops import forward_flops, peak_flops, training_flops
+from lumid.model.mae import SHAPES, MaskedAutoencoder, Size, decoder_shape, random_mask, sincos_positions
 
 
 def tiny(**settings: object) -> MaskedAutoencoder:
@@ -94,19 +98,21 @@ def test_normalised_targets_have_mean_0_and_deviation_1() -> None:
     torch.testing.assert_close(target.std(-1), torch.ones(2, 16), rtol=0, atol=1e-3)
 
 
-def test_images_that_do_not_count_do_not() -> None:
-    model = tiny()
-    images, noise = torch.rand(3, 1, 32, 32), torch.rand(3, 16)
-    with torch.no_grad():
-        output = model(images, noise, torch.tensor([1.0, 0.0, 1.0]))
-    torch.testing.assert_close(output.loss, output.loss_by_image[[0, 2]].mean())
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"positions": "learned"}, {"in_chans": 3}, {"checkpoint_activations": True}, {"normalize_target": False}],
+)
+def test_gradients_reach_everything_that_is_trained(settings: dict[str, object]) -> None:
+    model = tiny(**settings)
+    fixed = () if settings.get("positions") == "learned" else ("encoder.pos_embed", "decoder_positions")
+    images = torch.rand(4, model.in_chans, 32, 32)
+    model(images, torch.rand(4, 16)).loss.backward()
+    check_gradients(model, fixed)
 
 
-def test_gradients_reach_everything_that_is_trained() -> None:
-    model = tiny()
-    model(torch.rand(2, 1, 32, 32), torch.rand(2, 16)).loss.backward()
+def check_gradients(model: MaskedAutoencoder, fixed: tuple[str, ...]) -> None:
     for name, parameter in model.named_parameters():
-        if name in ("encoder.pos_embed", "decoder_positions"):
+        if name in fixed:
             assert not parameter.requires_grad
         else:
             assert parameter.grad is not None, name
@@ -148,7 +154,7 @@ def independent_loss(model: MaskedAutoencoder, images: Tensor, noise: Tensor) ->
         hidden = hidden * 0.5 * (1 + torch.erf(hidden / math.sqrt(2)))
         return x + linear(hidden, f"{name}.mlp.fc2")
 
-    shape = SHAPES[model.size]
+    shape = model.shape
     for image, draw in zip(images, noise, strict=True):
         cut = [
             image[:, r * patch : (r + 1) * patch, c * patch : (c + 1) * patch] for r in range(grid) for c in range(grid)
@@ -171,7 +177,7 @@ def independent_loss(model: MaskedAutoencoder, images: Tensor, noise: Tensor) ->
             full[place] = token
         z = torch.stack([y[0], *full]) + weights["decoder_positions"][0]
         for number in range(shape.decoder_depth):
-            z = block(z, f"decoder_blocks.{number}", shape.decoder_heads, 1e-5)
+            z = block(z, f"decoder_blocks.{number}", shape.decoder_heads, 1e-6)
         predicted = linear(norm(z, "decoder_norm", 1e-6), "decoder_head")[1:]
         errors = []
         for place in set(range(len(cut))) - set(visible):
@@ -200,3 +206,116 @@ def test_the_encoder_is_a_timm_model_as_it_is() -> None:
     images = torch.rand(2, 1, 32, 32)
     with torch.no_grad():
         torch.testing.assert_close(other.eval().forward_features(images), model.encode(images))
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_patches_are_embedded_as_timm_does(channels: int) -> None:
+    model = tiny(in_chans=channels)
+    images = torch.rand(2, channels, 32, 32)
+    with torch.no_grad():
+        torch.testing.assert_close(model.embed(model.patchify(images)), model.encoder.patch_embed(images))
+
+
+def test_forgetting_activations_changes_no_gradient() -> None:
+    images, noise = torch.rand(2, 1, 32, 32), torch.rand(2, 16)
+    gradients = []
+    for again in (False, True):
+        model = tiny(checkpoint_activations=again)
+        model(images, noise).loss.backward()
+        gradients.append([parameter.grad for parameter in model.parameters() if parameter.grad is not None])
+    assert all(torch.equal(one, other) for one, other in zip(*gradients, strict=True))
+
+
+def test_forgetting_activations_saves_memory() -> None:
+    """What autograd keeps between forward and backward, in bytes."""
+    kept = {}
+    for again in (False, True):
+        model, total = tiny(checkpoint_activations=again), 0
+
+        def keep(tensor: Tensor) -> Tensor:
+            nonlocal total
+            total += tensor.nbytes
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            model(torch.rand(8, 1, 32, 32), torch.rand(8, 16))
+        kept[again] = total
+    assert kept[True] < 0.5 * kept[False]
+
+
+@pytest.mark.parametrize("ratio", [0.01, 0.99])
+def test_a_mask_that_hides_nothing_or_everything_is_refused(ratio: float) -> None:
+    with pytest.raises(ValueError, match="mask_ratio"):
+        tiny(mask_ratio=ratio)
+
+
+def test_the_decoder_can_be_another() -> None:
+    model = tiny(decoder_width=64, decoder_depth=3, decoder_heads=2)
+    assert len(model.decoder_blocks) == 3
+    assert model.decoder_head.in_features == 64
+    model(torch.rand(1, 1, 32, 32), torch.rand(1, 16)).loss.backward()
+    assert decoder_shape("base", 256).decoder_heads == 8, "heads keep their width of 32"
+    with pytest.raises(ValueError, match="multiple"):
+        decoder_shape("base", 100, None, 3)
+
+
+def test_learned_positions_are_learnt_and_exported_by_their_name() -> None:
+    model = tiny(positions="learned")
+    before = model.encoder.state_dict()["pos_embed"].clone()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    model(torch.rand(2, 1, 32, 32), torch.rand(2, 16)).loss.backward()
+    optimizer.step()
+    assert not torch.equal(before, model.encoder.state_dict()["pos_embed"])
+
+
+def test_attention_is_torchs_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """SDPA chooses flash attention on a GPU; a block that multiplied by hand would not."""
+    calls, real = [], F.scaled_dot_product_attention
+
+    def counted(*args: Tensor, **options: float) -> Tensor:
+        calls.append(args[0].shape)
+        return real(*args, **options)
+
+    monkeypatch.setattr(F, "scaled_dot_product_attention", counted)
+    model = tiny()
+    model(torch.rand(2, 1, 32, 32), torch.rand(2, 16))
+    shape = model.shape
+    assert (
+        calls
+        == [(2, shape.heads, 1 + model.visible, shape.width // shape.heads)] * shape.depth
+        + [(2, shape.decoder_heads, 1 + model.patches, shape.decoder_width // shape.decoder_heads)]
+        * shape.decoder_depth
+    )
+
+
+@pytest.mark.parametrize(
+    ("size", "settings"),
+    [
+        ("tiny", {"image_size": 32, "patch_size": 8}),
+        ("tiny", {"image_size": 48, "patch_size": 8, "in_chans": 3, "mask_ratio": 0.6, "positions": "learned"}),
+        ("small", {"image_size": 64, "patch_size": 16, "decoder_width": 128, "decoder_depth": 3}),
+    ],
+)
+def test_flops_are_those_that_torch_counts(size: Size, settings: dict[str, object]) -> None:
+    model = MaskedAutoencoder(size, **settings)  # type: ignore[arg-type]
+    images, noise = torch.rand(3, model.in_chans, model.image_size, model.image_size), torch.rand(3, model.patches)
+    with sdpa_kernel(SDPBackend.MATH):  # the counter knows no CPU kernel of attention; products it does
+        with FlopCounterMode(display=False) as counter:
+            loss = model(images, noise).loss
+        assert counter.get_total_flops() == 3 * forward_flops(model)
+        with FlopCounterMode(display=False) as backward:
+            loss.backward()
+    assert counter.get_total_flops() + backward.get_total_flops() == 3 * training_flops(model)
+
+
+def test_flops_of_the_base_model_by_hand() -> None:
+    model = MaskedAutoencoder("base", in_chans=3)
+    encoder = 2 * 49 * 768 * 768 + 12 * (24 * 50 * 768**2 + 4 * 50**2 * 768)
+    decoder = 2 * 50 * 768 * 512 + 8 * (24 * 197 * 512**2 + 4 * 197**2 * 512) + 2 * 196 * 512 * 768
+    assert forward_flops(model) == encoder + decoder
+
+
+def test_peaks_are_found_by_the_devices_name() -> None:
+    assert peak_flops("NVIDIA H100 PCIe") == 756e12
+    assert peak_flops("NVIDIA A100-SXM4-80GB") == 312e12
+    assert peak_flops("a device of tomorrow") is None
