@@ -44,10 +44,11 @@ def encode(pixels: Pixels, codec: Codec) -> bytes:
     return _with_checksum(bytes(imagecodecs.htj2k_encode(native, reversible=True)))
 
 
-def decode(data: bytes | memoryview, codec: str) -> Pixels:
+def decode(data: bytes | memoryview, codec: str, out: Pixels | None = None) -> Pixels:
     """Decode an image of a shard to what :func:`encode` was given. Other threads run meanwhile.
 
-    Raises ``ValueError`` when the bytes are not an image of that codec, or are damaged.
+    ``out``: a contiguous array of the image's very shape and type, in which a codec that can puts the pixels; what is
+    returned is then ``out``. Raises ``ValueError`` when the bytes are not an image of that codec, or are damaged.
     """
     if codec == "png":
         # OpenCV answers no bytes with an error of its own
@@ -63,7 +64,7 @@ def decode(data: bytes | memoryview, codec: str) -> Pixels:
         if not _is_whole(data):
             raise ValueError("not a whole HTJ2K codestream of lumid's")
         try:
-            decoded: Pixels = imagecodecs.htj2k_decode(bytes(data))
+            decoded: Pixels = imagecodecs.htj2k_decode(bytes(data), out=out)
         except Exception as error:
             raise ValueError("not a readable HTJ2K codestream") from error
         return decoded

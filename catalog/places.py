@@ -7,8 +7,10 @@ import os
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
@@ -20,7 +22,7 @@ from obstore.store import ObjectStore
 from lumid.catalog.errors import DatasetError, UsageError
 from lumid.catalog.layout import Layout, Manifest, parse_manifest, read_manifest
 from lumid.catalog.shards import read_range
-from lumid.catalog.stores import GONE, STORE_ERRORS, StoredFile, open_store, why_not
+from lumid.catalog.stores import GONE, STORE_ERRORS, StoredFile, open_store, tried, why_not
 
 NOTE = b"lumid.subset"
 """The key in a subset's Parquet metadata under which its :class:`SubsetNote` is."""
@@ -172,15 +174,17 @@ def fetched(place: Place, name: str, scratch: Path) -> Path:
 def fetched_bytes(place: Place, name: str) -> bytes:
     """The bytes of an object of a data set in a store. Raises :class:`DatasetError` when the store does not give them."""
     assert isinstance(place.root, str)
+    store = _store(place.root)
     try:
-        return bytes(obstore.get(_store(place.root), name).bytes())
+        return tried(lambda: bytes(obstore.get(store, name).bytes()))
     except STORE_ERRORS as error:
         raise DatasetError(f"{place.root}/{name}: {why_not(error)}") from None
 
 
 def _stored_manifest(url: str) -> Manifest:
+    store = _store(url)
     try:
-        data = bytes(obstore.get(_store(url), "dataset.json").bytes())
+        data = tried(lambda: bytes(obstore.get(store, "dataset.json").bytes()))
     except GONE:
         raise DatasetError(f"{url}: not a finished data set (no dataset.json there)") from None
     except STORE_ERRORS as error:
@@ -188,8 +192,12 @@ def _stored_manifest(url: str) -> Manifest:
     return parse_manifest(data, url)
 
 
+def _listing(store: ObjectStore, prefix: str) -> list[Any]:
+    return [one for page in obstore.list(store, prefix=prefix) for one in page]
+
+
 def _store(url: str) -> ObjectStore:
-    return open_store(url, timeout_s=30.0, attempts=3)
+    return open_store(url, timeout_s=30.0, attempts=1)
 
 
 # ---- Parquet files
@@ -215,8 +223,8 @@ def list_tables(place: Place) -> Tables:
     found: dict[str, StoredFile] = {}
     try:
         for prefix in ("catalog", "rejects"):
-            for page in obstore.list(store, prefix=prefix):
-                found |= {one["path"]: StoredFile(one["size"], one["last_modified"]) for one in page}
+            listed = tried(partial(_listing, store, prefix))
+            found |= {one["path"]: StoredFile(one["size"], one["last_modified"]) for one in listed}
     except STORE_ERRORS as error:
         raise DatasetError(f"{place.root}: {why_not(error)}") from None
     names = sorted(name for name in found if name.endswith(".parquet"))
@@ -265,7 +273,7 @@ class Shards:
         """The size of a shard in bytes. Raises :class:`DatasetError` when it is missing."""
         try:
             if self._store is not None:
-                return int(obstore.head(self._store, f"shards/{shard}")["size"])
+                return int(tried(partial(obstore.head, self._store, f"shards/{shard}"))["size"])
             assert self._folder is not None
             return (self._folder / shard).stat().st_size
         except STORE_ERRORS:
@@ -290,7 +298,8 @@ class Shards:
         assert self._store is not None
         try:
             starts, lengths = [offset for offset, _ in ranges], [length for _, length in ranges]
-            found = obstore.get_ranges(self._store, f"shards/{shard}", starts=starts, lengths=lengths)
+            ask = partial(obstore.get_ranges, self._store, f"shards/{shard}", starts=starts, lengths=lengths)
+            found = tried(ask)
         except STORE_ERRORS as error:
             raise DatasetError(f"{self.place.root}/shards/{shard}: {why_not(error)}") from None
         for data, length in zip(found, lengths, strict=True):

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Mapping
+import random
+import threading
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import obstore
 from fsspec.spec import AbstractFileSystem
@@ -26,6 +28,8 @@ from obstore.store import ObjectStore, from_url
 
 from lumid.catalog.errors import RecipeError
 
+T = TypeVar("T")
+LONGEST_WAIT_S = 20.0
 CREDENTIALS: dict[str, tuple[str, ...]] = {
     "s3": ("AWS_ACCESS_KEY_ID", "AWS_WEB_IDENTITY_TOKEN_FILE", "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI",
            "AWS_CONTAINER_CREDENTIALS_FULL_URI"),
@@ -68,6 +72,35 @@ def open_store(url: str, *, timeout_s: float = 60.0, attempts: int = 5) -> Objec
         raise RecipeError(
             f"{url}: not a proper address of a bucket, or its settings in the environment are wrong"
         ) from None
+
+
+def tried(
+    attempt: Callable[[], T], *, attempts: int = 6, first_wait_s: float = 0.2, ended: threading.Event | None = None
+) -> T:
+    """What ``attempt`` gives, tried again when a store fails, up to ``attempts`` times, with waits that double.
+
+    A client tries a request again, but not an answer that breaks off. What is not there, or not for us, is not asked for
+    again. ``ended``: set by another thread to end the waits. Raises the last of :data:`STORE_ERRORS`.
+    """
+    failures = 0
+    while True:
+        try:
+            return attempt()
+        except STORE_ERRORS as error:
+            failures += 1
+            wait = min(LONGEST_WAIT_S, first_wait_s * 2.0 ** (failures - 1)) * (0.5 + random.random() / 2)
+            if is_final(error) or failures >= attempts or (ended or _never).wait(wait):
+                raise
+
+
+_never = threading.Event()
+
+
+def is_final(error: Exception) -> bool:
+    """Whether asking a store again would give the same answer."""
+    text = str(error)
+    refused = any(code in text for code in ("403 Forbidden", "401 Unauthorized", "404 Not Found"))
+    return refused or isinstance(error, (*GONE, *DENIED, InvalidPathError))
 
 
 def why_not(error: Exception) -> str:
@@ -155,6 +188,6 @@ class _RangeFile(io.RawIOBase):
         end = self._size if size < 0 else min(self._size, self._at + size)
         if end <= self._at:
             return b""
-        data = bytes(obstore.get_range(self._store, self._name, start=self._at, end=end))
+        data = tried(lambda: bytes(obstore.get_range(self._store, self._name, start=self._at, end=end)))
         self._at += len(data)
         return data

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import TracebackType
 
 import numpy as np
@@ -32,8 +32,7 @@ class Piece:
 
     ``images``: ``float32 [batch, channels, size, size]``; ``noise``: ``float32 [batch, patches]``, whose smallest stay
     visible; ``valid``: ``bool [batch]``, false for an image that could not be read; all three on the device.
-    ``modality``: ``int64 [batch]`` index into ``MODALITIES``, on the host; ``first``: place of the first of them in the
-    step's batch; ``state``: of the stream, after it.
+    ``modality``: ``int64 [batch]`` index into ``MODALITIES``, on the host; ``places``: theirs in the step's batch; ``state``: of the stream, after it.
     """
 
     images: Tensor
@@ -41,7 +40,7 @@ class Piece:
     valid: Tensor
     modality: Tensor
     keys: tuple[str, ...]
-    first: int
+    places: range
     state: StreamState
 
 
@@ -94,16 +93,16 @@ class Feed:
 
     def _piece(self, batch: Batch, number: int) -> Piece:
         device, model = self._parallel.device, self._recipe.model
-        first = (number * self._parallel.world + self._parallel.rank) * self.batch
+        places = own_places(number, self.batch, self._parallel.rank, self._parallel.world)
         patches = (model.image_size // model.patch_size) ** 2
-        noise = mask_noise(self._recipe.data.seed, self._step, first, self.batch, patches)
+        noise = mask_noise(self._recipe.data.seed, self._step, places, patches)
         return Piece(
             images=model_input(batch, self._recipe, device),
             noise=_to(noise, device),
             valid=_to(batch.valid, device),
             modality=batch.modality,
             keys=batch.keys,
-            first=first,
+            places=places,
             state=batch.state,
         )
 
@@ -120,15 +119,22 @@ def plain_input(batch: Batch, recipe: TrainRecipe, device: torch.device) -> Tens
     return evaluation_input(batch, recipe.model.image_size, device)
 
 
-def mask_noise(seed: int, step: int, first: int, batch: int, patches: int) -> Tensor:
-    """``float32 [batch, patches]``, uniform: of the images at places ``first`` to ``first + batch`` of a step's batch.
+def own_places(number: int, batch: int, rank: int, world: int) -> range:
+    """The places in a step's batch of the ``number``-th piece of a rank: every ``world``-th, as the stream deals them."""
+    first = number * world * batch
+    return range(first + rank, first + world * batch, world)
+
+
+def mask_noise(seed: int, step: int, places: range, patches: int) -> Tensor:
+    """``float32 [places, patches]``, uniform: of the images at those places of a step's batch.
 
     A counter-based generator: the numbers of a place are the same whichever others are asked for with it.
     """
     blocks = -(-patches // 8)  # a counter gives four words of 64 bits, eight numbers
-    counter = np.array([first * blocks, 0, step, 0], np.uint64)
+    counter = np.array([places.start * blocks, 0, step, 0], np.uint64)
     generator = np.random.Generator(np.random.Philox(key=(seed << 64) + (1 << 33), counter=counter))
-    return torch.from_numpy(generator.random((batch, blocks * 8), dtype=np.float32))[:, :patches]
+    numbers = generator.random((places.stop - places.start, blocks * 8), dtype=np.float32)
+    return torch.from_numpy(numbers[:: places.step, :patches].copy())
 
 
 def held_out(data: Anywhere) -> Selection | None:
@@ -137,7 +143,7 @@ def held_out(data: Anywhere) -> Selection | None:
         selection = select(data, "split = 'val'")
     except LumidError:
         return None
-    return Selection(selection.root, selection.table.slice(0, MAX_VALIDATION))
+    return replace(selection, table=selection.table.slice(0, MAX_VALIDATION))
 
 
 def once(
@@ -154,8 +160,8 @@ def once(
     batches = iter(stream)
     try:
         for number in range(-(-len(selection) // (batch_size * world))):
-            first = (number * world + rank) * batch_size
-            yield next(batches), max(0, min(batch_size, len(selection) - first))
+            places = own_places(number, batch_size, rank, world)
+            yield next(batches), sum(place < len(selection) for place in places)
     finally:
         batches.close()  # type: ignore[attr-defined]
         stream.close()

@@ -122,12 +122,12 @@ class Journal:
             self._board.flush()
 
 
-def digest(keys: Sequence[str], first: int) -> int:
-    """A number below 2⁵⁶ for keys at places of a batch, from ``first``; those of a batch's parts add up to the whole's.
+def digest(keys: Sequence[str], places: range) -> int:
+    """A number below 2⁵⁶ for keys at places of a batch; those of a batch's parts add up to the whole's.
 
     Keys are 24 hexadecimal digits of an HMAC, uniform already: each is multiplied by an odd number of its place.
     """
-    return sum(int(key[:14], 16) * (2 * place + 1) for place, key in enumerate(keys, first)) % (1 << 56)
+    return sum(int(key[:14], 16) * (2 * place + 1) for place, key in zip(places, keys, strict=True)) % (1 << 56)
 
 
 def _until(path: Path, step: int) -> list[str]:

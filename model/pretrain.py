@@ -193,7 +193,7 @@ class Sums:
         """The losses of a piece's images, ``[batch]``, 0 for those that could not be read."""
         place = piece.modality.to(losses.device, non_blocking=True)
         self.losses.index_add_(0, place, torch.stack([losses.double(), piece.valid.double()], dim=1))
-        self.counts[0] += digest(piece.keys, piece.first)
+        self.counts[0] += digest(piece.keys, piece.places)
         self.counts[1] += (~piece.valid).sum()
 
 

@@ -202,7 +202,7 @@ def _rows(
     model: MaskedAutoencoder, keys: Sequence[str], modality: Tensor, images: Tensor, seen: dict[str, Seen]
 ) -> list[Reconstruction]:
     # what is hidden of an image is a function of its key: the same in every figure of it
-    noise = torch.cat([mask_noise(int(key[:8], 16), 0, 0, 1, model.patches) for key in keys])
+    noise = torch.cat([mask_noise(int(key[:8], 16), 0, range(1), model.patches) for key in keys])
     output = model(images, noise)
     predicted, patches = output.predicted, model.patchify(images)
     mean = patches.mean(-1, keepdim=True)

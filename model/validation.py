@@ -9,7 +9,7 @@ from torch import nn
 
 from lumid.catalog.places import Anywhere
 from lumid.catalog.schema import MODALITIES
-from lumid.model.feed import held_out, mask_noise, once, plain_input
+from lumid.model.feed import held_out, mask_noise, once, own_places, plain_input
 from lumid.model.mae import MaskedAutoencoder
 from lumid.model.parallel import Parallel, autocast, micro_batches
 from lumid.model.recipe import TrainRecipe
@@ -37,8 +37,8 @@ def validate(
     was_training = model.training
     wrapped.eval()
     for number, (batch, counted) in enumerate(once(selection, recipe, batch_size, parallel.rank, parallel.world)):
-        first = (number * parallel.world + parallel.rank) * batch_size
-        noise = mask_noise(0, 0, first, batch_size, model.patches).to(parallel.device)
+        places = own_places(number, batch_size, parallel.rank, parallel.world)
+        noise = mask_noise(0, 0, places, model.patches).to(parallel.device)
         with autocast(recipe.compute, parallel.device):
             losses = wrapped(plain_input(batch, recipe, parallel.device), noise).loss_by_image
         counts = batch.valid & (torch.arange(batch_size) < counted)

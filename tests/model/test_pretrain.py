@@ -25,7 +25,7 @@ from lumid.model import parallel as parallel_module
 from lumid.model import pretrain as pretrain_module
 from lumid.model.augment import evaluation_input
 from lumid.model.checkpoint import checkpoints, read_state
-from lumid.model.feed import Piece, mask_noise, model_input
+from lumid.model.feed import Piece, mask_noise, model_input, own_places
 from lumid.model.guard import Guard
 from lumid.model.journal import Journal, Progress, digest
 from lumid.model.optimizer import build_optimizer, learning_rate
@@ -232,10 +232,10 @@ def test_lines_of_steps_that_are_done_again_are_gone(tmp_path: Path) -> None:
 
 def test_a_batchs_digest_is_the_sum_of_its_parts_and_knows_the_order() -> None:
     keys = [f"{number:024x}" for number in range(10**15, 10**15 + 9 * 10**13, 10**13)]
-    whole = digest(keys, 0)
-    assert (digest(keys[:4], 0) + digest(keys[4:], 4)) % (1 << 56) == whole
-    assert digest([keys[1], keys[0], *keys[2:]], 0) != whole
-    assert digest([*keys[:-1], keys[0]], 0) != whole
+    whole = digest(keys, range(9))
+    assert (digest(keys[::2], range(0, 9, 2)) + digest(keys[1::2], range(1, 9, 2))) % (1 << 56) == whole
+    assert digest([keys[1], keys[0], *keys[2:]], range(9)) != whole
+    assert digest([*keys[:-1], keys[0]], range(9)) != whole
 
 
 def test_images_that_could_not_be_read_change_nothing() -> None:
@@ -243,7 +243,7 @@ def test_images_that_could_not_be_read_change_nothing() -> None:
     sums = Sums.zeros(torch.device("cpu"), asked_to_stop=False)
     modality = torch.tensor([MODALITIES.index("CT"), MODALITIES.index("MR"), MODALITIES.index("CT")])
     valid = torch.tensor([True, True, False])
-    piece = Piece(torch.zeros(3), torch.zeros(3), valid, modality, ("0" * 24,) * 3, 0, StreamState())
+    piece = Piece(torch.zeros(3), torch.zeros(3), valid, modality, ("0" * 24,) * 3, range(3), StreamState())
     sums.add(piece, torch.tensor([2.0, 3.0, 0.0]))
     recipe = parse_recipe(RECIPE, "test")
     totals = pretrain_module.Meter(recipe.resolved(50), Parallel(), build_model(recipe)).read(sums, torch.tensor(1.0))
@@ -389,12 +389,15 @@ def test_no_weight_decay_on_biases_norms_tokens_and_positions(positions: str) ->
 
 
 def test_masks_are_a_function_of_seed_step_and_place() -> None:
-    whole = mask_noise(0, 5, 0, 8, 21)
-    assert torch.equal(torch.cat([mask_noise(0, 5, first, 2, 21) for first in (0, 2, 4, 6)]), whole)
-    others = [mask_noise(1, 5, 0, 8, 21), mask_noise(0, 6, 0, 8, 21), mask_noise(0, 5, 8, 8, 21)]
+    whole = mask_noise(0, 5, range(8), 21)
+    assert torch.equal(torch.cat([mask_noise(0, 5, range(first, first + 2), 21) for first in (0, 2, 4, 6)]), whole)
+    for rank in range(3):
+        own = own_places(1, 2, rank, 3)
+        assert torch.equal(mask_noise(0, 5, own, 21), mask_noise(0, 5, range(12), 21)[list(own)])
+    others = [mask_noise(1, 5, range(8), 21), mask_noise(0, 6, range(8), 21), mask_noise(0, 5, range(8, 16), 21)]
     assert not any(torch.equal(whole, other) for other in others)
     assert len(set(whole.flatten().tolist())) > 160, "no two places share their numbers"
-    many = mask_noise(3, 0, 0, 4096, 16)
+    many = mask_noise(3, 0, range(4096), 16)
     assert 0.49 < float(many.mean()) < 0.51
     assert 0 <= float(many.min()) < float(many.max()) < 1
 

@@ -5,26 +5,36 @@ from __future__ import annotations
 import itertools
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.utils.data import DataLoader
 
 from lumid.catalog.codecs import decode
 from lumid.catalog.errors import DatasetError, LumidError
-from lumid.catalog.places import as_place
 from lumid.catalog.query import read_catalog
 from lumid.catalog.shards import read_samples
-from lumid.catalog.subset import write_subset
-from lumid.model.augment import centre_crop, evaluation_input, random_crop, training_input
-from lumid.model.stream import Batch, ImageStream, StreamSettings, StreamState, epoch_order, select
+from lumid.model.stream import (
+    Batch,
+    ImageStream,
+    Mixture,
+    StreamSettings,
+    StreamState,
+    epoch_order,
+    on_device,
+    sample_draws,
+    select,
+)
 
-CPU = torch.device("cpu")
+BLOCKS: dict[str, Any] = {"lanes": 6, "block_mb": 0.02, "window_mb": 0.24}
+"""Blocks of about four of the tests' images, windows of two of them: an epoch of 50 has many of both."""
 
 
-def take(data: Path, batches: int, state: StreamState | None = None, **settings: int) -> list[Batch]:
+def take(data: Path | str, batches: int, state: StreamState | None = None, **settings: Any) -> list[Batch]:
     stream = ImageStream(select(data), StreamSettings(**({"batch_size": 8} | settings)), state)
     found = list(itertools.islice(iter(stream), batches))
     stream.close()
@@ -64,13 +74,17 @@ def test_the_order_does_not_depend_on_threads_or_prefetch(data: Path) -> None:
         assert torch.equal(a.draws, b.draws)
 
 
-def test_ranks_share_the_global_order(data: Path) -> None:
-    whole = take(data, 6, batch_size=12)
-    parts = [take(data, 6, batch_size=4, rank=rank, world=3) for rank in range(3)]
+@pytest.mark.parametrize("access", ["random", "sequential"])
+def test_ranks_share_the_global_order(data: Path, access: str) -> None:
+    whole = take(data, 9, batch_size=12, **BLOCKS, access=access)
+    parts = [take(data, 9, batch_size=4, rank=rank, world=3, **BLOCKS, access=access) for rank in range(3)]
     for number, batch in enumerate(whole):
-        assert batch.keys == sum((part[number].keys for part in parts), ())
-        assert torch.equal(batch.pixels, torch.cat([part[number].pixels for part in parts]))
-        assert all(part[number].state == batch.state for part in parts)
+        for rank, part in enumerate(parts):
+            assert part[number].keys == batch.keys[rank::3]
+            assert torch.equal(part[number].pixels, batch.pixels[rank::3])
+            assert torch.equal(part[number].draws, batch.draws[rank::3])
+            assert torch.equal(part[number].place, batch.place[rank::3])
+            assert part[number].state == batch.state
 
 
 @pytest.mark.parametrize("before", [1, 4, 6, 7, 11])
@@ -85,7 +99,9 @@ def test_resuming_repeats_and_skips_nothing(data: Path, before: int) -> None:
 def test_resuming_with_another_number_of_ranks(data: Path) -> None:
     through = take(data, 8, batch_size=12)
     halves = [take(data, 4, state=through[3].state, batch_size=6, rank=rank, world=2) for rank in range(2)]
-    assert keys(through[4:]) == [key for number in range(4) for rank in range(2) for key in halves[rank][number].keys]
+    for number, batch in enumerate(through[4:]):
+        assert batch.keys[0::2] == halves[0][number].keys
+        assert batch.keys[1::2] == halves[1][number].keys
 
 
 def test_state_dict_round_trip(data: Path) -> None:
@@ -121,8 +137,12 @@ def test_an_image_that_cannot_be_read_is_marked_counted_and_then_too_many(data: 
     batches = take(damaged, 7, batch_size=10, max_bad=5)
     wrong = {batch.keys[place] for batch in batches for place in range(10) if not batch.valid[place]}
     assert wrong == {row["key"]}
-    with pytest.raises(LumidError, match=row["key"]):
-        take(damaged, 11, batch_size=10, max_bad=1)  # two epochs: it is met twice
+    assert [len(batch.kept()) for batch in batches].count(9) == 1, "met once in seven batches of ten of fifty"
+    stream = ImageStream(select(damaged), StreamSettings(batch_size=10, max_bad=1))
+    list(itertools.islice(iter(stream), 15))  # three epochs: met thrice, and still one image
+    assert stream.bad == [row["key"]]
+    with pytest.raises(LumidError, match=rf"max_bad = 0; the last is {row['key']} \({row['shard']}: not a readable"):
+        take(damaged, 11, batch_size=10, max_bad=0)
 
 
 def test_an_empty_selection_is_said(data: Path) -> None:
@@ -130,62 +150,115 @@ def test_an_empty_selection_is_said(data: Path) -> None:
         select(data, "modality = 'XA'")
 
 
-def test_what_a_sample_looks_like_does_not_depend_on_its_batch(data: Path) -> None:
-    whole = take(data, 1, batch_size=12)[0]
-    parts = [take(data, 1, batch_size=4, rank=rank, world=3)[0] for rank in range(3)]
-    together = training_input(whole, 64, CPU)
-    apart = torch.cat([training_input(part, 64, CPU) for part in parts])
-    torch.testing.assert_close(together, apart, rtol=0, atol=1e-6)
+def test_a_missing_shard_is_counted_by_key_too(data: Path, tmp_path: Path) -> None:
+    damaged = tmp_path / "data"
+    shutil.copytree(data, damaged)
+    gone = read_catalog(damaged).to_pylist()[0]["shard"]
+    (damaged / "shards" / gone).unlink()
+    lost = {row["key"] for row in read_catalog(damaged).to_pylist() if row["shard"] == gone}
+    for access in ("random", "sequential"):
+        batches = take(damaged, 5, batch_size=10, access=access, **BLOCKS)
+        assert {
+            key for batch in batches for key, valid in zip(batch.keys, batch.valid, strict=True) if not valid
+        } == lost
+        assert {key for batch in batches for key in batch.kept().keys} == set(keys(batches)) - lost
+        with pytest.raises(DatasetError, match="its shard is missing"):
+            take(damaged, 5, batch_size=10, access=access, max_bad=len(lost) - 1, **BLOCKS)
 
 
-def test_inputs_are_in_range_and_evaluation_is_not_random(data: Path) -> None:
-    batch = take(data, 1, channels=3)[0]
-    for images in (training_input(batch, 48, CPU), evaluation_input(batch, 48, CPU)):
-        assert images.shape == (8, 3, 48, 48)
-        assert images.min() >= -1
-        assert images.max() <= 1
-        assert images.std() > 0.05
-    assert torch.equal(evaluation_input(batch, 48, CPU), evaluation_input(batch, 48, CPU))
+@pytest.mark.parametrize("before", [1, 5, 6, 13])
+@pytest.mark.parametrize("access", ["random", "sequential"])
+def test_resuming_in_the_middle_with_everything_else_changed(data: Path, access: str, before: int) -> None:
+    through = take(data, 20, batch_size=12, access=access, **BLOCKS)
+    place = through[before - 1].state
+    parts = [
+        take(data, 20 - before, place, batch_size=3, rank=rank, world=4, threads=rank, prefetch=rank + 1, **BLOCKS)
+        for rank in range(4)
+    ]  # without saying how it is read: it goes on as it was
+    for number, batch in enumerate(through[before:]):
+        assert [batch.keys[rank::4] for rank in range(4)] == [part[number].keys for part in parts]
 
 
-def test_crops_lie_inside_the_image_and_have_the_area_asked_for() -> None:
-    size = torch.tensor([[200, 100]] * 500)
-    crop = random_crop(size, torch.rand(500, 8, generator=torch.Generator().manual_seed(0)), (0.2, 0.6))
-    for start, extent in ((crop.top, crop.height), (crop.left, crop.width)):
-        assert start.min() >= 0
-        assert (start + extent).max() <= 1 + 1e-6
-    area = crop.height * crop.width
-    assert area.max() <= 0.6 + 1e-5
-    assert 0.3 < float(area.mean()) < 0.45
-    assert 0.4 < float(crop.flip.float().mean()) < 0.6
+def test_another_order_cannot_be_gone_on_with(data: Path) -> None:
+    place = take(data, 1, access="sequential", **BLOCKS)[0].state
+    for settings in ({**BLOCKS, "seed": 1}, {**BLOCKS, "lanes": 3}, {"mixture": Mixture("modality")}):
+        with pytest.raises(LumidError, match="another selection, seed, mixture or way of shuffling"):
+            take(data, 1, place, **settings)
+    with pytest.raises(LumidError, match="another selection"):
+        ImageStream(select(data, "modality = 'CT'"), StreamSettings(8, **BLOCKS), place).__iter__().__next__()
+    assert take(data, 1, StreamState(0, 8), **BLOCKS), "a state that says no order fits any"
 
 
-def test_evaluation_is_the_centred_square_resized() -> None:
-    crop = centre_crop(torch.tensor([[100, 50]]))
-    assert [float(value) for value in (crop.top, crop.left, crop.height, crop.width)] == [0.25, 0.0, 0.5, 1.0]
+def test_memory_is_used_again_but_never_under_a_batch_that_is_held(data: Path) -> None:
+    held = take(data, 30)
+    copies = [batch.pixels.clone() for batch in held]
+    stream = iter(ImageStream(select(data), StreamSettings(8, prefetch=2)))
+    seen = set()
+    for expected in copies:
+        batch = next(stream)
+        assert torch.equal(batch.pixels, expected)
+        seen.add(batch.pixels.data_ptr())
+        part = batch.pixels[3:5]
+        del batch
+        assert part.shape[0] == 2
+    assert len(seen) < 8, "thirty batches in a few pieces of memory"
+    assert len({batch.pixels.data_ptr() for batch in held}) == 30
+    assert all(torch.equal(batch.pixels, copy) for batch, copy in zip(held, copies, strict=True))
 
 
-def test_a_linear_ramp_stays_one(data: Path) -> None:
-    """Resampling to half size must give the mean of each 2 × 2 block: known by hand for a ramp."""
-    batch = take(data, 1, batch_size=1, canvas=64)[0]
-    ramp = torch.arange(64, dtype=torch.int16).mul(1000).expand(1, 1, 64, 64).contiguous()
-    import dataclasses
-
-    fixed = dataclasses.replace(
-        batch, pixels=ramp, size=torch.tensor([[64, 64]]), hounsfield=torch.tensor([False]),
-        white=torch.tensor([65535.0]), low=torch.tensor([0.0]), high=torch.tensor([63000.0]),
-    )  # fmt: skip
-    out = (evaluation_input(fixed, 32, CPU) + 1) / 2 * 63000
-    expected = torch.arange(32) * 2000.0 + 500
-    torch.testing.assert_close(out[0, 0, 5], expected, rtol=0, atol=20)
+def test_a_part_of_a_batch_keeps_its_memory(data: Path) -> None:
+    stream = iter(ImageStream(select(data), StreamSettings(8, prefetch=1)))
+    part = next(stream).pixels[2]
+    copy = part.clone()
+    for _ in range(20):
+        next(stream)
+    assert torch.equal(part, copy)
 
 
-def test_a_subset_streams_its_own_samples_only(data: Path, tmp_path: Path) -> None:
-    write_subset(data, tmp_path / "ct.parquet", "modality = 'CT'")
-    for source in (as_place(tmp_path / "ct.parquet"), as_place(data, tmp_path / "ct.parquet")):
-        selection = select(source, "split = 'train'")
-        stream = ImageStream(selection, StreamSettings(batch_size=len(selection)))
-        (batch,) = itertools.islice(iter(stream), 1)
-        stream.close()
-        assert sorted(batch.keys) == read_catalog(data, "modality = 'CT' AND split = 'train'")["key"].to_pylist()
-        assert bool(batch.valid.all())
+@pytest.mark.parametrize("workers", [1, 2, 3])
+def test_workers_of_a_data_loader_give_the_same_sequence(data: Path, workers: int) -> None:
+    through = take(data, 16)
+    stream = ImageStream(select(data), StreamSettings(8, threads=1, prefetch=2))
+    loader = iter(DataLoader(stream, batch_size=None, num_workers=workers))
+    found = [next(loader) for _ in range(9)]
+    assert keys(found) == keys(through[:9])
+    assert all(torch.equal(one.pixels, other.pixels) for one, other in zip(found, through, strict=False))
+    assert keys(take(data, 7, found[-1].state)) == keys(through[9:])
+
+
+def test_blocks_are_not_for_workers(data: Path) -> None:
+    stream = ImageStream(select(data), StreamSettings(8, access="sequential"))
+    with pytest.raises(LumidError, match="num_workers=0"):
+        next(iter(DataLoader(stream, batch_size=None, num_workers=1)))
+
+
+def test_batches_on_a_device_are_those_of_the_stream(data: Path) -> None:
+    stream = iter(ImageStream(select(data), StreamSettings(8)))
+    found = list(itertools.islice(on_device(stream, torch.device("cpu")), 5))
+    assert keys(found) == keys(take(data, 5))
+
+
+@given(st.integers(0, 2**32), st.integers(0, 99), st.integers(0, 10_000), st.integers(1, 50))
+def test_the_numbers_of_a_sample_are_its_own(seed: int, epoch: int, index: int, count: int) -> None:
+    draws = sample_draws(seed, epoch, index, count)
+    assert draws.shape == (count, 8)
+    assert draws.min() >= 0
+    assert draws.max() < 1
+    np.testing.assert_array_equal(draws[-1], sample_draws(seed, epoch, index + count - 1)[0])
+
+
+def test_the_numbers_of_samples_are_uniform_and_unrelated() -> None:
+    draws = np.concatenate([sample_draws(0, epoch, 0, 5000) for epoch in range(2)], axis=1).astype(np.float64)
+    assert abs(draws.mean(0) - 0.5).max() < 0.02
+    assert abs(draws.var(0) - 1 / 12).max() < 0.005
+    assert abs(np.corrcoef(draws.T) - np.eye(16)).max() < 0.06
+    assert abs(np.corrcoef(draws[:-1].T, draws[1:].T)[:16, 16:]).max() < 0.06
+
+
+def test_settings_that_cannot_work_are_said(data: Path) -> None:
+    for settings, words in (
+        ({"rank": 2, "world": 2}, "rank < world"),
+        ({"access": "fast"}, "auto, random and sequential"),
+    ):
+        with pytest.raises(LumidError, match=words):
+            take(data, 1, **settings)
