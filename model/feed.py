@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 from types import TracebackType
 
 import numpy as np
@@ -17,10 +18,10 @@ from torch import Tensor
 
 from lumid.catalog.errors import LumidError
 from lumid.catalog.places import Anywhere
-from lumid.model.augment import evaluation_input, training_input
+from lumid.model.augment import IMAGENET_MEAN, IMAGENET_STD, evaluation_input, paper_input, training_input
 from lumid.model.parallel import Parallel, micro_batches
 from lumid.model.recipe import TrainRecipe
-from lumid.model.stream import Batch, ImageStream, Selection, StreamSettings, StreamState, select
+from lumid.model.stream import Batch, ImageStream, Mixture, Selection, StreamSettings, StreamState, select
 
 MAX_VALIDATION = 512
 """Held-out images of a validation: the first by key, which is a fair sample."""
@@ -56,10 +57,16 @@ class Feed:
             canvas=recipe.data.canvas,
             seed=recipe.data.seed,
             threads=recipe.data.threads,
+            max_bad=recipe.data.max_bad,
+            mixture=mixture_of(recipe),
+            access=recipe.data.access,
+            cache=Path(recipe.data.cache).expanduser() if recipe.data.cache else None,
+            cache_mb=recipe.data.cache_mb,
             rank=parallel.rank,
             world=parallel.world,
         )
-        self._stream = ImageStream(select(data, recipe.data.where), settings, state)
+        mixed = () if recipe.data.mix_by is None else (recipe.data.mix_by,)
+        self._stream = ImageStream(select(data, recipe.data.where, also=mixed), settings, state)
         self._batches: Iterator[Batch] = iter(self._stream)
         self._ready: Piece | None = None
         self.waited_s = 0.0
@@ -107,16 +114,34 @@ class Feed:
         )
 
 
+def mixture_of(recipe: TrainRecipe) -> Mixture | None:
+    """How often what is drawn, where the recipe says."""
+    data = recipe.data
+    return None if data.mix_by is None else Mixture(data.mix_by, data.mix_temperature, data.mix_weights or None)
+
+
 def model_input(batch: Batch, recipe: TrainRecipe, device: torch.device) -> Tensor:
     """What the model trains on, ``float32 [batch, channels, size, size]``: augmented images, unless the recipe says no."""
     if not recipe.data.augment:
-        return evaluation_input(batch, recipe.model.image_size, device)
+        return plain_input(batch, recipe, device)
+    if recipe.data.input == "paper":
+        return paper_input(batch, recipe.model.image_size, device, scale=(recipe.data.scale_min, 1.0))
     return training_input(batch, recipe.model.image_size, device, scale=(recipe.data.scale_min, 1.0))
 
 
 def plain_input(batch: Batch, recipe: TrainRecipe, device: torch.device) -> Tensor:
     """The same without anything random, for validation and reconstruction."""
+    if recipe.data.input == "paper":
+        return paper_input(batch, recipe.model.image_size, device, training=False)
     return evaluation_input(batch, recipe.model.image_size, device)
+
+
+def as_shown(images: Tensor, recipe: TrainRecipe) -> Tensor:
+    """What the model sees as what is displayed, ``[batch, channels, rows, columns]`` in [-1, 1]."""
+    if recipe.data.input == "lumid":
+        return images
+    mean, deviation = (torch.tensor(of, device=images.device).view(1, 3, 1, 1) for of in (IMAGENET_MEAN, IMAGENET_STD))
+    return (images * deviation + mean) * 2 - 1
 
 
 def own_places(number: int, batch: int, rank: int, world: int) -> range:

@@ -6,7 +6,7 @@ import json
 import tomllib
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -73,13 +73,27 @@ class OptimizerSettings(_Section):
 
 
 class DataSettings(_Section):
-    """Which samples, and how they are augmented."""
+    """Which samples, how often, how they are read, and how they are augmented.
+
+    ``input``: ``lumid`` windows 16 bits into [-1, 1]; ``paper`` makes the paper's of them: 8 bits, three channels,
+    ImageNet's mean and deviation. ``mix_by``, ``mix_temperature``, ``mix_weights``: see
+    :class:`~lumid.model.stream.Mixture`. ``access``, ``cache`` and ``cache_mb``, ``max_bad``: see
+    :class:`~lumid.model.stream.StreamSettings`.
+    """
 
     where: str = "split = 'train'"
     scale_min: Annotated[float, Field(gt=0, le=1)] = 0.2
     augment: bool = True
+    input: Literal["lumid", "paper"] = "lumid"
     canvas: Positive = 256
     threads: Positive = 2
+    mix_by: str | None = None
+    mix_temperature: Annotated[float, Field(gt=0)] = 1.0
+    mix_weights: dict[str, Annotated[float, Field(ge=0)]] = {}
+    access: Literal["auto", "random", "sequential"] = "auto"
+    cache: str | None = None
+    cache_mb: Annotated[float, Field(gt=0)] = 10_000.0
+    max_bad: Annotated[int, Field(ge=0)] = 100
     seed: Annotated[int, Field(ge=0)] = 0
 
 
@@ -120,6 +134,14 @@ class TrainRecipe(_Section):
     compute: ComputeSettings = ComputeSettings()
     run: RunSettings = RunSettings()
 
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.data.input == "paper" and self.model.in_chans != 3:
+            raise ValueError('data.input = "paper" needs model.in_chans = 3')
+        if self.data.mix_by is None and (self.data.mix_weights or self.data.mix_temperature != 1):
+            raise ValueError("data.mix_weights and data.mix_temperature need data.mix_by, a column of the catalog")
+        return self
+
     def canonical(self) -> dict[str, Any]:
         """The recipe as plain values."""
         return self.model_dump(mode="json")
@@ -127,7 +149,9 @@ class TrainRecipe(_Section):
     def identity(self) -> dict[str, Any]:
         """What makes a run this run: all but how it is logged, and how and by how many its work is done."""
         values = self.canonical()
-        del values["run"], values["description"], values["data"]["threads"]
+        del values["run"], values["description"]
+        for name in ("threads", "cache", "cache_mb", "max_bad"):
+            del values["data"][name]
         values["compute"] = {"precision": self.compute.precision}
         return values
 

@@ -14,6 +14,7 @@ import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -27,7 +28,7 @@ from lumid.catalog.layout import atomic_file, storage_errors, write_text
 from lumid.catalog.places import Anywhere, identity
 from lumid.catalog.query import run_sql, text, where_clause
 from lumid.catalog.schema import MODALITIES
-from lumid.model.feed import mask_noise, once, plain_input
+from lumid.model.feed import as_shown, mask_noise, once, plain_input
 from lumid.model.mae import MaskedAutoencoder
 from lumid.model.metrics import psnr, ssim
 from lumid.model.runs import read_run
@@ -119,12 +120,13 @@ def reconstruct(
         )
     own = given.partition(":")[0] == catalog
     selection, seen, shown = choose(data, where, recipe.data.where if own else None, images)
+    shown_as = partial(as_shown, recipe=recipe)
     found: list[Reconstruction] = []
     for batch, counted in once(selection, recipe, min(BATCH, len(selection))):
         readable = [place for place in range(counted) if batch.valid[place]]
         keys = [batch.keys[place] for place in readable]
         images_of = plain_input(batch, recipe, CPU)[readable]
-        found += _rows(model, keys, batch.modality[readable], images_of, seen) if readable else []
+        found += _rows(model, keys, batch.modality[readable], images_of, seen, shown_as) if readable else []
         if report is not None:
             report(len(found), len(selection))
     found.sort(key=lambda row: (MODALITIES.index(row.modality), row.seen is not Seen.TRAINED))
@@ -199,7 +201,12 @@ def _mean_and_deviation(values: list[float]) -> tuple[float, float]:
 
 @torch.no_grad()
 def _rows(
-    model: MaskedAutoencoder, keys: Sequence[str], modality: Tensor, images: Tensor, seen: dict[str, Seen]
+    model: MaskedAutoencoder,
+    keys: Sequence[str],
+    modality: Tensor,
+    images: Tensor,
+    seen: dict[str, Seen],
+    shown: Callable[[Tensor], Tensor] = lambda images: images,
 ) -> list[Reconstruction]:
     # what is hidden of an image is a function of its key: the same in every figure of it
     noise = torch.cat([mask_noise(int(key[:8], 16), 0, range(1), model.patches) for key in keys])
@@ -214,10 +221,10 @@ def _rows(
             seen_pixels.sum(1, keepdim=True) * patches.shape[-1]
         )
     hidden = model.unpatchify(output.mask[..., None].expand_as(predicted).float()) > 0
-    painted = model.unpatchify(predicted).clamp(-1, 1)
+    images, painted = shown(images), shown(model.unpatchify(predicted)).clamp(-1, 1)
     masked = torch.where(hidden, torch.full_like(images, HIDDEN_GREY), images)
     filled = torch.where(hidden, painted, images)
-    plain = torch.where(hidden, model.unpatchify(mean.expand_as(predicted)), images)
+    plain = torch.where(hidden, shown(model.unpatchify(mean.expand_as(predicted))), images)
     return [
         Reconstruction(
             MODALITIES[int(modality[place])],

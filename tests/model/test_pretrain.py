@@ -17,7 +17,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
 
-from lumid.catalog.errors import LumidError
+from lumid.catalog.errors import LumidError, RecipeError
 from lumid.catalog.query import read_catalog
 from lumid.catalog.schema import MODALITIES
 from lumid.catalog.subset import write_subset
@@ -32,6 +32,7 @@ from lumid.model.optimizer import build_optimizer, learning_rate
 from lumid.model.parallel import Parallel, compile_in_place
 from lumid.model.pretrain import Listener, Sums, pretrain
 from lumid.model.recipe import ComputeSettings, parse_recipe
+from lumid.model.reconstruct import reconstruct
 from lumid.model.runs import build_model
 from lumid.model.stream import ImageStream, StreamSettings, StreamState, select
 from tests.factory import make_dataset
@@ -439,3 +440,26 @@ def test_a_run_on_a_subset_is_another_run(data: Path, recipe: Path, tmp_path: Pa
     refused = lumid("reconstruct", tmp_path / "run", "--data", data)
     assert refused.returncode == 1
     assert "was trained on a subset" in refused.stderr
+
+
+def test_a_mixture_and_the_papers_input_by_recipe(data: Path, tmp_path: Path) -> None:
+    mixed = RECIPE.replace("steps = 40", "steps = 6") + "[compute]\n"
+    mixed = mixed.replace("[data]", '[data]\nmix_by = "modality"\nmix_weights = { US = 0.0, CT = 3.0 }')
+    steps: list[Progress] = []
+    train(data, tmp_path / "mixed", mixed, steps)
+    drawn = {modality for step in steps for modality in step.loss_by_modality}
+    assert drawn == {"CT", "MR"}
+    paper = RECIPE.replace("steps = 40", "steps = 2").replace("[data]", '[data]\ninput = "paper"')
+    with pytest.raises(RecipeError, match="in_chans = 3"):
+        parse_recipe(paper, "test")
+    paper = paper.replace("patch_size = 8", "patch_size = 8\nin_chans = 3")
+    assert train(data, tmp_path / "paper", paper) == 2
+    figure = reconstruct(tmp_path / "paper", data, tmp_path / "figure.png", images=2)
+    values = torch.cat([row.panels[0].flatten() for row in figure.rows])
+    assert -1 - 1e-5 <= float(values.min()) < -0.9
+    assert float(values.max()) <= 1 + 1e-5
+
+
+def test_a_recipe_that_mixes_by_nothing_is_refused() -> None:
+    with pytest.raises(RecipeError, match=r"need data\.mix_by"):
+        parse_recipe(RECIPE.replace("[data]", "[data]\nmix_temperature = 2.0"), "test")
