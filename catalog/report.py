@@ -17,6 +17,7 @@ from lumid.catalog.cite import CollectionUse, collections_in, non_commercial_lin
 from lumid.catalog.histogram import Histogram, histograms, number, percent
 from lumid.catalog.layout import Layout, Manifest, Shard, read_manifest, storage_errors, write_text
 from lumid.catalog.query import ask, connect, text
+from lumid.catalog.report_drift import Drift, drift
 from lumid.catalog.report_quality import QualityView, quality_view
 from lumid.catalog.schema import REASONS
 from lumid.catalog.show import RGB, ImageRow, choose_rows, read_images, thumbnail
@@ -112,6 +113,7 @@ class Report:
     matrix: Matrix
     collections: tuple[CollectionUse, ...]
     licence_notes: tuple[str, ...]
+    drift: tuple[Drift, ...]
     splits: tuple[Split, ...]
     leaking_patients: int
     intensities: tuple[Intensity, ...]
@@ -174,6 +176,7 @@ def gather(root: Path, manifest: Manifest) -> Report:
             matrix=_matrix(connection),
             collections=tuple(uses),
             licence_notes=tuple(note for note in notes if note),
+            drift=drift(connection),
             splits=tuple(
                 Split(**row)
                 for row in _rows(
