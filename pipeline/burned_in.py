@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Literal
+from typing import Literal, cast
 
 import cv2
 import numpy as np
@@ -38,11 +38,12 @@ def clear_text(
     """
     if risk not in ("search", "stated"):
         return image, risk
+    kept = ultrasound_regions(header, image.pixels.shape[:2])
     try:
-        found = search_text(image.pixels)
+        # what is filled anyway need not be searched, unless the header says that there is something to be found
+        found = search_text(image.pixels) if kept is None or risk == "stated" else _search_inside(image.pixels, kept)
     except ImportError:
         return Reject("deidentify", "text_in_pixels", "not searched: pip install onnxruntime")
-    kept = ultrasound_regions(header, image.pixels.shape[:2])
     if _is_page(image.pixels, found, kept):
         return Reject("deidentify", "report_page", "most of it is text")
     if how == "reject" and (found if kept is None else found & kept).any():
@@ -53,6 +54,15 @@ def clear_text(
     if not fill.any():
         return image, "checked"
     return replace(image, pixels=mask(image.pixels, fill)), "removed"
+
+
+def _search_inside(pixels: Pixels, kept: Kept) -> Kept:
+    """Text in the rectangle around the regions that are kept."""
+    rows, columns = np.flatnonzero(kept.any(axis=1)), np.flatnonzero(kept.any(axis=0))
+    inside = np.s_[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    found = np.zeros(kept.shape, bool)
+    found[inside] = search_text(cast(Pixels, np.ascontiguousarray(pixels[inside])))
+    return found
 
 
 def _is_page(pixels: Pixels, found: Kept, kept: Kept | None) -> bool:

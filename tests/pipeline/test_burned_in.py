@@ -11,12 +11,14 @@ from typing import Any
 
 import cv2
 import numpy as np
+import numpy.typing as npt
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydicom.dataset import Dataset
 
 from lumid.catalog.codecs import Pixels
+from lumid.pipeline import burned_in
 from lumid.pipeline.burned_in import clear_text, ultrasound_regions
 from lumid.pipeline.decode import Limits, decode_frames, image_size, parse
 from lumid.pipeline.deidentify import modality_of
@@ -232,6 +234,23 @@ def test_of_ultrasound_only_the_declared_regions_are_kept() -> None:
     assert cleared[1] == "removed"
     assert (cleared[0].pixels[~kept] == 0).all()
     assert (cleared[0].pixels[kept] == grey[kept]).all()
+
+
+def test_what_is_filled_anyway_is_searched_only_if_the_header_says_that_there_is_text(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    searched: list[tuple[int, ...]] = []
+
+    def search(pixels: Pixels) -> npt.NDArray[np.bool_]:
+        searched.append(pixels.shape)
+        return np.zeros(pixels.shape[:2], bool)
+
+    monkeypatch.setattr(burned_in, "search_text", search)
+    header = ultrasound((20, 30, 99, 59), (60, 50, 119, 99))
+    grey = np.random.default_rng(0).integers(0, 255, (160, 224), np.uint8)
+    assert not isinstance(clear_text(as_image(grey), header, "search", "mask"), Reject)
+    assert isinstance(clear_text(as_image(grey), header, "stated", "mask"), Reject)
+    assert searched == [(70, 100), (160, 224)]
 
 
 def test_text_inside_a_declared_region_is_masked_and_text_outside_is_gone(scan: Pixels) -> None:
