@@ -32,21 +32,29 @@ COLUMNS = ("key", "modality", "shard", "offset", "length", "codec")
 
 
 def write_subset(
-    where: Anywhere, out: Path, condition: str | None = None, *, limit: int | None = None, name: str | None = None
+    where: Anywhere,
+    out: Path,
+    condition: str | None = None,
+    *,
+    limit: int | None = None,
+    name: str | None = None,
+    moves: bool = False,
 ) -> SubsetNote:
     """Write the samples of a data set (or of a subset of it) that meet a SQL condition as a subset's file.
 
-    ``limit``: at most so many, those with the smallest keys, which are a fair sample; ``name``: by default the file's. The
-    same selection of the same catalog gives the same bytes. Raises :class:`UsageError`, with the reason, when no sample
+    ``limit``: at most so many, those with the smallest keys, which are a fair sample; ``name``: by default the file's;
+    ``moves``: the file will lie elsewhere than at ``out``, so that it must name the data set's whole path. The same selection of the same catalog gives the same bytes. Raises :class:`UsageError`, with the reason, when no sample
     meets the condition.
 
     >>> write_subset(DATASET, FOLDER / "thin.parquet", "modality = 'CT' AND slice_thickness <= 2").samples
     6
     """
-    return write_steps(where, out, [Step(condition, limit)], name=name)
+    return write_steps(where, out, [Step(condition, limit)], name=name, moves=moves)
 
 
-def write_steps(where: Anywhere, out: Path, steps: Sequence[Step], *, name: str | None = None) -> SubsetNote:
+def write_steps(
+    where: Anywhere, out: Path, steps: Sequence[Step], *, name: str | None = None, moves: bool = False
+) -> SubsetNote:
     """As :func:`write_subset`, for selections that are made one after the other, as a subset's note lists them."""
     place = as_place(where)
     if out.suffix != ".parquet":
@@ -63,7 +71,7 @@ def write_steps(where: Anywhere, out: Path, steps: Sequence[Step], *, name: str 
     counted = rows.group_by("modality").aggregate([([], "count_all")]).sort_by("modality").to_pylist()
     note = SubsetNote(
         name=name or out.stem,
-        data=_from_subset(place, out),
+        data=_from_subset(place, None if moves else out),
         dataset=manifest.name,
         catalog_hash=manifest.catalog_hash,
         steps=(*earlier, *steps),
@@ -102,8 +110,10 @@ def keys_hash(keys: pa.ChunkedArray) -> str:
     return digest.hexdigest()
 
 
-def _from_subset(place: Place, out: Path) -> str:
-    """Where the data set is, seen from the subset's folder."""
+def _from_subset(place: Place, out: Path | None) -> str:
+    """Where the data set is, seen from the subset's folder, or from anywhere."""
     if isinstance(place.root, str):
         return place.root
+    if out is None:
+        return place.root.resolve().as_posix()
     return Path(os.path.relpath(place.root.resolve(), out.parent.resolve())).as_posix()

@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, TypeVar
@@ -24,7 +25,6 @@ from lumid.catalog.errors import LumidError, UsageError
 from lumid.catalog.explore.guard import HEADERS, own_names, refusal
 from lumid.catalog.explore.images import stored_bytes, thumbnail_jpeg
 from lumid.catalog.explore.questions import PAGE_SIZE, Explorer, Recent
-from lumid.catalog.explore.saving import save_subset
 from lumid.catalog.explore.view import (
     View,
     as_command,
@@ -37,6 +37,7 @@ from lumid.catalog.explore.view import (
 )
 from lumid.catalog.schema import CATALOG
 from lumid.catalog.show import DEFAULT_WINDOW, WINDOWS, ImageRow
+from lumid.catalog.subset import write_subset
 
 PORT = 8765
 THREADS = 4
@@ -300,7 +301,7 @@ class SubsetHandler(Guarded):
         view = self.view()
         with tempfile.TemporaryDirectory(prefix="lumid-explore-") as folder:
             path = Path(folder) / "subset.parquet"
-            await self.elsewhere(save_subset, self.desk.explorer.root, path, condition(view))
+            await self.elsewhere(partial(write_subset, self.desk.explorer.root, path, condition(view), moves=True))
             self.set_header("Content-Type", "application/vnd.apache.parquet")
             self.set_header("Content-Disposition", 'attachment; filename="subset.parquet"')
             self.set_header("Content-Length", str(path.stat().st_size))

@@ -10,7 +10,6 @@ import pytest
 from lumid.catalog.errors import DatasetError, UsageError
 from lumid.catalog.explore import questions
 from lumid.catalog.explore.questions import Explorer, Recent
-from lumid.catalog.explore.saving import save_subset
 from lumid.catalog.explore.view import (
     View,
     as_command,
@@ -232,18 +231,6 @@ def test_an_empty_data_set(tmp_path: Path) -> None:
         explorer.close()
     with pytest.raises(DatasetError):
         Explorer(tmp_path)
-
-
-def test_a_subset_says_how_to_make_it_again(built: Path, tmp_path: Path) -> None:
-    out = tmp_path / "thin.parquet"
-    assert save_subset(built, out, "modality = 'CT'") == 14
-    with duckdb.connect() as connection:
-        keys = connection.execute("SELECT key, shard FROM read_parquet(?)", [str(out)]).fetchall()
-    expected = read_catalog(built, "modality = 'CT'", ["key", "shard"]).to_pylist()
-    assert [dict(zip(("key", "shard"), pair, strict=True)) for pair in keys] == expected
-    with pytest.raises(UsageError, match="no sample has"):
-        save_subset(built, tmp_path / "none.parquet", "modality = 'XA'")
-    assert not (tmp_path / "none.parquet").exists()
 
 
 def test_what_was_not_asked_for_longest_is_forgotten() -> None:
