@@ -422,7 +422,7 @@ def test_a_slice_that_cannot_be_read(browser: Browser, dataset: Path) -> None:
         page.goto(server.address.url)
         page.get_by_text("cannot be read").first.wait_for()
         page.goto(f"{server.address.url}&key={rows[0].key}")
-        page.locator("#viewer").get_by_text("missing or unreadable").wait_for()
+        page.locator("#viewer").get_by_text("missing or not readable").wait_for()
         page.close()
 
 
