@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lumid.catalog.codecs import Pixels, encode, pixel_hash
+from lumid.catalog.codecs import Codec, Pixels, encode, pixel_hash
 from lumid.catalog.keys import PUBLIC_SECRET, Keyer
 from lumid.catalog.layout import Counts, Layout, Manifest, Shard, write_table, write_text
 from lumid.catalog.schema import CATALOG, FORMAT_VERSION, REASONS, REJECTS, CatalogRow, RejectRow, to_table
@@ -39,7 +39,7 @@ def make_image(rng: np.random.Generator, modality: str, side: int = 48) -> Pixel
     return np.clip(disc * 40_000 + 4_000 * noise + 5_000, 0, 65_535).astype(np.uint16)
 
 
-def make_sample(modality: str, number: int, pixels: Pixels) -> tuple[CatalogRow, bytes]:
+def make_sample(modality: str, number: int, pixels: Pixels, codec: Codec = "png") -> tuple[CatalogRow, bytes]:
     """The row (shard and offset not yet known) and the encoded image of the ``number``-th slice of a modality."""
     patient, series = number // (2 * SLICES_PER_SERIES), number // SLICES_PER_SERIES
     instance = f"1.2.3.{modality}.{number}"
@@ -50,9 +50,9 @@ def make_sample(modality: str, number: int, pixels: Pixels) -> tuple[CatalogRow,
     )
     values = slope * np.asarray(pixels, np.float64) + intercept
     p01, p50, p99 = (float(value) for value in np.percentile(values, (1, 50, 99)))
-    image = encode(pixels, "png")
+    image = encode(pixels, codec)
     row = CatalogRow(
-        key=KEYER.key(instance, 0), length=len(image), codec="png",
+        key=KEYER.key(instance, 0), length=len(image), codec=codec,
         sha256=hashlib.sha256(image).hexdigest(), pixel_hash=pixel_hash(pixels),
         width=pixels.shape[1], height=pixels.shape[0], bits=8 * pixels.dtype.itemsize, channels=3 if colour else 1,
         modality=modality, body_part=BODY_PARTS.get(modality, (None, None))[series % 2], laterality=None, view_position=None,
@@ -97,16 +97,26 @@ def make_rejects() -> list[RejectRow]:
 
 
 def make_dataset(
-    root: Path, n: int = 40, seed: int = 0, modalities: tuple[str, ...] = ("CT", "MR", "US"), shards: int = 2
+    root: Path,
+    n: int = 40,
+    seed: int = 0,
+    modalities: tuple[str, ...] = ("CT", "MR", "US"),
+    shards: int = 2,
+    codec: Codec = "png",
 ) -> Manifest:
     """Write a finished data set of ``n`` samples, cycling through ``modalities``, under ``root``; its manifest."""
     rng = np.random.default_rng(seed)
     samples = []
     for number in range(n):
         modality = modalities[number % len(modalities)]
-        samples.append(make_sample(modality, number // len(modalities), make_image(rng, modality)))
-    samples.sort(key=lambda sample: sample[0].key)
+        samples.append(make_sample(modality, number // len(modalities), make_image(rng, modality), codec))
+    return write_dataset(root, samples, shards)
 
+
+def write_dataset(root: Path, samples: list[tuple[CatalogRow, bytes]], shards: int = 2) -> Manifest:
+    """Write a finished data set of these samples (rows whose shard and offset are not yet known, encoded images)."""
+    samples = sorted(samples, key=lambda sample: sample[0].key)
+    n = len(samples)
     layout = Layout(root)
     layout.shards.mkdir(parents=True, exist_ok=True)
     rows: list[CatalogRow] = []

@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -29,6 +30,7 @@ from lumid.model.stream import (
     sample_draws,
     select,
 )
+from tests.factory import make_dataset
 
 BLOCKS: dict[str, Any] = {"lanes": 6, "block_mb": 0.02, "window_mb": 0.24}
 """Blocks of about four of the tests' images, windows of two of them: an epoch of 50 has many of both."""
@@ -112,19 +114,69 @@ def test_state_dict_round_trip(data: Path) -> None:
     assert next(iter(other)).keys == take(data, 4)[3].keys
 
 
-def test_pixels_are_those_of_the_shards(data: Path) -> None:
-    codec = "png"  # what the tests' factory writes
-    images = {
-        key: decode(image, codec)
-        for path in sorted((data / "shards").iterdir())
-        for key, image, _ in read_samples(path)
-    }
-    for batch in take(data, 4, channels=3):
+@pytest.fixture(scope="module", params=["png", "jhc"])
+def coded(request: pytest.FixtureRequest, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The data set in each codec of the shards."""
+    if request.param == "png":
+        return data
+    root = tmp_path_factory.mktemp("coded") / "data"
+    make_dataset(root, n=50, seed=3, codec="jhc")
+    return root
+
+
+def expected_pixels(image: bytes, codec: str, channels: int, canvas: int) -> np.ndarray[Any, Any]:
+    """What lies in a batch: ``uint16 [channels, canvas, canvas]``, zeros beyond the image."""
+    pixels = decode(image, codec)
+    if pixels.ndim == 3 and channels == 1:
+        pixels = cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY)
+    rows, columns = pixels.shape[:2]
+    if columns > canvas:
+        rows, columns = round(rows * canvas / columns), canvas
+        pixels = cv2.resize(pixels, (columns, rows), interpolation=cv2.INTER_AREA)
+    whole = np.zeros((channels, canvas, canvas), np.uint16)
+    whole[:, :rows, :columns] = pixels if pixels.ndim == 2 else np.moveaxis(pixels, 2, 0)
+    return whole
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("canvas", [40, 64, 100])  # the images are 64 wide
+def test_pixels_are_those_of_the_shards(coded: Path, channels: int, canvas: int) -> None:
+    codec = read_catalog(coded).to_pylist()[0]["codec"]
+    images = {key: image for path in (coded / "shards").iterdir() for key, image, _ in read_samples(path)}
+    for access in ("random", "sequential"):
+        # batches that are not held: their memory, with what was in it, is used again
+        stream = iter(ImageStream(select(coded), StreamSettings(8, channels, canvas, access=access, **BLOCKS)))
+        for batch in itertools.islice(stream, 14):
+            for place, key in enumerate(batch.keys):
+                found = batch.pixels[place].numpy().view(np.uint16)
+                np.testing.assert_array_equal(found, expected_pixels(images[key], codec, channels, canvas))
+            del batch
+        stream.close()  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("damage", ["zeros", "a byte", "the end"])
+def test_a_damaged_image_is_found_in_either_codec(coded: Path, tmp_path: Path, damage: str) -> None:
+    """In the middle of it, or from there to its end; PNG is checked by parts, HTJ2K as a whole."""
+    root = tmp_path / "data"
+    shutil.copytree(coded, root)
+    row = next(row for row in read_catalog(root).to_pylist() if row["modality"] == "CT")
+    middle = row["offset"] + row["length"] // 2
+    with (root / "shards" / row["shard"]).open("r+b") as file:
+        file.seek(middle)
+        byte = file.read(1)[0]
+        file.seek(row["offset"] if damage == "zeros" else middle)
+        lengths = {"zeros": row["length"], "a byte": 0, "the end": row["length"] - row["length"] // 2}
+        file.write(bytes([byte ^ 0x40]) if damage == "a byte" else bytes(lengths[damage]))
+    whole, found = take(coded, 7), take(root, 7)
+    assert keys(found) == keys(whole)
+    for batch, sound in zip(found, whole, strict=True):
         for place, key in enumerate(batch.keys):
-            rows, columns = batch.size[place].tolist()
-            found = (batch.pixels[place].numpy().view(np.uint16))[:, :rows, :columns]
-            expected = images[key] if images[key].ndim == 3 else np.repeat(images[key][..., None], 3, 2)
-            np.testing.assert_array_equal(found, np.moveaxis(expected, 2, 0))
+            if key == row["key"] and not batch.valid[place]:
+                assert not batch.pixels[place].any(), "black"
+            else:
+                assert torch.equal(batch.pixels[place], sound.pixels[place])
+    bad = {batch.keys[place] for batch in found for place in range(8) if not batch.valid[place]}
+    assert bad == {row["key"]}
 
 
 def test_an_image_that_cannot_be_read_is_marked_counted_and_then_too_many(data: Path, tmp_path: Path) -> None:
