@@ -10,7 +10,11 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file
+from typer.testing import CliRunner
 
+from lumid.catalog.errors import LumidError
+from lumid.dags.cli import train as commands
+from lumid.dags.cli.app import app
 from lumid.model.checkpoint import checkpoints
 
 RECIPE = """
@@ -36,6 +40,18 @@ TORCHRUN = ["-m", "torch.distributed.run", "--rdzv-backend", "c10d", "--rdzv-end
 def lumid(*arguments: str | Path, processes: int = 1) -> subprocess.CompletedProcess[str]:
     """Run the command, under torchrun where there are several processes."""
     return subprocess.run(command(*arguments, processes=processes), capture_output=True, text=True, timeout=240)
+
+
+def here(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    """Run the command in this process, which has PyTorch loaded already; errors are told as the command line tells them."""
+    assert commands.app is app, "the commands are registered"
+    done = CliRunner().invoke(app, [*map(str, arguments)])
+    code, error = done.exit_code, done.stderr
+    if isinstance(done.exception, LumidError):
+        code, error = done.exception.exit_code, f"{error}error: {done.exception}\n"
+    elif done.exception is not None and not isinstance(done.exception, SystemExit):
+        raise done.exception
+    return subprocess.CompletedProcess([*map(str, arguments)], code, done.stdout, error)
 
 
 def command(*arguments: str | Path, processes: int = 1) -> list[str]:

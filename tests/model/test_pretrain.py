@@ -36,7 +36,7 @@ from lumid.model.reconstruct import reconstruct
 from lumid.model.runs import build_model
 from lumid.model.stream import ImageStream, StreamSettings, StreamState, select
 from tests.factory import make_dataset
-from tests.model.runs import RECIPE, command, lumid, metrics, weights
+from tests.model.runs import RECIPE, command, here, lumid, metrics, weights
 
 SAME = ("samples", "loss", "loss_by_modality", "grad_norm", "lr", "epoch", "verdict")
 """Of a step, what does not depend on the clock."""
@@ -129,34 +129,32 @@ def test_a_run_that_is_asked_to_stop_saves_and_exits_0(
     assert 10 <= step < 40, "it was stopped in the middle"
     assert f"stopped and saved at step {step}" in out
     assert metrics(tmp_path / "run")[-1]["step"] == step
-    assert lumid(*arguments).returncode == 0
+    assert here(*arguments).returncode == 0
     check_same_run(tmp_path / "run", trained)
 
 
 def test_resume_never_refuses_what_is_there(trained: Path, data: Path) -> None:
     recipe = trained.parent / "test.toml"
-    done = lumid("pretrain", "--data", data, "--recipe", recipe, "--out", trained, "--resume", "never")
+    done = here("pretrain", "--data", data, "--recipe", recipe, "--out", trained, "--resume", "never")
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
     assert "holds a run already" in done.stderr
 
 
 def test_a_finished_run_says_so(trained: Path, data: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in trained.rglob("*")}
-    done = lumid("pretrain", "--data", data, "--recipe", trained.parent / "test.toml", "--out", trained)
+    done = here("pretrain", "--data", data, "--recipe", trained.parent / "test.toml", "--out", trained)
     assert done.returncode == 0
     assert "finished already" in done.stdout
     assert {path: path.stat().st_mtime_ns for path in trained.rglob("*")} == before
 
 
 def test_another_recipe_or_data_set_is_refused(trained: Path, data: Path, tmp_path: Path) -> None:
-    done = lumid(
-        "pretrain", "--data", data, "--recipe", trained.parent / "test.toml", "--out", trained, "--steps", "80"
-    )
+    done = here("pretrain", "--data", data, "--recipe", trained.parent / "test.toml", "--out", trained, "--steps", "80")
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
     assert "another recipe or data set" in done.stderr
     assert "optimizer.steps was 40, is 80" in done.stderr
     make_dataset(tmp_path / "other", n=20, seed=9)
-    done = lumid("pretrain", "--data", tmp_path / "other", "--recipe", trained.parent / "test.toml", "--out", trained)
+    done = here("pretrain", "--data", tmp_path / "other", "--recipe", trained.parent / "test.toml", "--out", trained)
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
 
 
@@ -428,16 +426,16 @@ def test_augmentation_can_be_left_out(data: Path) -> None:
 def test_a_run_on_a_subset_is_another_run(data: Path, recipe: Path, tmp_path: Path) -> None:
     write_subset(data, tmp_path / "ct.parquet", "modality = 'CT'")
     run = ("pretrain", "--recipe", recipe, "--steps", "3", "--out", tmp_path / "run", "--data")
-    done = lumid(*run, data, "--subset", tmp_path / "ct.parquet")
+    done = here(*run, data, "--subset", tmp_path / "ct.parquet")
     assert done.returncode == 0, done.stderr
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert {modality for line in lines for modality in line["loss_by_modality"]} == {"CT"}
-    assert "finished already" in lumid(*run, tmp_path / "ct.parquet").stdout
-    assert lumid(*run, data).returncode == 2
-    drawn = lumid("reconstruct", tmp_path / "run", "--data", tmp_path / "ct.parquet", "--json")
+    assert "finished already" in here(*run, tmp_path / "ct.parquet").stdout
+    assert here(*run, data).returncode == 2
+    drawn = here("reconstruct", tmp_path / "run", "--data", tmp_path / "ct.parquet", "--json")
     assert {row["modality"] for row in json.loads(drawn.stdout)["rows"]} == {"CT"}
     # of the whole data set it cannot be told what this run has seen
-    refused = lumid("reconstruct", tmp_path / "run", "--data", data)
+    refused = here("reconstruct", tmp_path / "run", "--data", data)
     assert refused.returncode == 1
     assert "was trained on a subset" in refused.stderr
 

@@ -23,7 +23,7 @@ from lumid.model.mae import MaskedAutoencoder
 from lumid.model.runs import read_run
 from lumid.model.weights import load_mae
 from tests.factory import make_dataset
-from tests.model.runs import RECIPE, lumid, metrics
+from tests.model.runs import RECIPE, here, metrics
 
 
 def into_timm(folder: Path) -> tuple[torch.nn.Module, dict[str, object]]:
@@ -76,7 +76,7 @@ def test_the_card_says_what_it_was_trained_on_and_how_well(trained: Path, data: 
 
 def test_a_card_for_another_data_set_is_refused(trained: Path, tmp_path: Path) -> None:
     make_dataset(tmp_path / "other", n=20, seed=9)
-    done = lumid("export", trained, "--data", tmp_path / "other", "--out", tmp_path / "encoder")
+    done = here("export", trained, "--data", tmp_path / "other", "--out", tmp_path / "encoder")
     assert (done.returncode, done.stderr.count("\n")) == (1, 1)
 
 
@@ -140,10 +140,10 @@ def test_code_in_a_file_does_not_run(
     with (tmp_path / "plain.pth").open("wb") as file:
         pickle.dump({"model": Evil()}, file)
     for name in ("evil.pth", "plain.pth"):
-        done = lumid("convert", tmp_path / name, "--out", tmp_path / "out")
+        done = here("convert", tmp_path / name, "--out", tmp_path / "out")
         assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
         assert "code of a file has run" not in done.stdout + done.stderr
-    assert "holds more than weights" in lumid("convert", tmp_path / "evil.pth", "--out", tmp_path / "out").stderr
+    assert "holds more than weights" in here("convert", tmp_path / "evil.pth", "--out", tmp_path / "out").stderr
     assert not (tmp_path / "out").exists()
 
 
@@ -188,12 +188,12 @@ def test_what_is_no_checkpoint_is_said(tmp_path: Path) -> None:
 def test_a_run_can_begin_from_weights(trained: Path, data: Path, recipe: Path, tmp_path: Path) -> None:
     assert CliRunner().invoke(app, ["export", str(trained), "--out", str(tmp_path / "encoder")]).exit_code == 0
     arguments = ("pretrain", "--data", data, "--recipe", recipe, "--out", tmp_path / "run", "--steps", "3")
-    done = lumid(*arguments, "--weights", tmp_path / "encoder")
+    done = here(*arguments, "--weights", tmp_path / "encoder")
     assert done.returncode == 0, done.stderr
     assert metrics(tmp_path / "run")[0]["loss"] != metrics(trained)[0]["loss"], "another beginning"
-    assert lumid(*arguments).returncode == 2, "without them it is another run"
+    assert here(*arguments).returncode == 2, "without them it is another run"
     recipe.write_text(RECIPE.replace("patch_size = 8", "patch_size = 16"))
     shutil.rmtree(tmp_path / "run")
-    done = lumid(*arguments, "--weights", tmp_path / "encoder")
+    done = here(*arguments, "--weights", tmp_path / "encoder")
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
     assert "of another shape than the recipe's [model]" in done.stderr
