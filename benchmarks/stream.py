@@ -33,6 +33,8 @@ import numpy as np
 import numpy.typing as npt
 import psutil
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
 from lumid.catalog.codecs import decode
 from lumid.catalog.query import read_catalog
 from lumid.catalog.shards import read_samples

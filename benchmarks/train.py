@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -27,8 +28,10 @@ import torch.nn.functional as F
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
 from lumid.model.flops import peak_flops, training_flops
-from lumid.model.journal import METRICS
+from lumid.model.journal import METRICS, WINDOW
 from lumid.model.mae import SIZES, MaskedAutoencoder
 from lumid.model.optimizer import build_optimizer
 from lumid.model.parallel import Parallel, autocast, prepare
@@ -242,7 +245,7 @@ def loops(given: argparse.Namespace, device: torch.device) -> None:
 
 def lumid_loop(root: Path, run: Path, given: argparse.Namespace, device: torch.device) -> dict[str, Any]:
     """`lumid pretrain`: what its last step says of the fifty before it."""
-    steps = max(given.steps, 10)
+    steps = WINDOW + given.steps  # the first are not among them: they warm up
     listener = Listener(lambda _: None, print)
     pretrain(root / "lumid", run, recipe_of(given, steps), Parallel(device=device), listener, lambda: False)
     last: dict[str, Any] = json.loads((run / METRICS).read_text().splitlines()[-1])

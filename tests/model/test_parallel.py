@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import time
 from pathlib import Path
@@ -132,3 +133,25 @@ def test_slurm_alone_tells_a_process_its_place(monkeypatch: pytest.MonkeyPatch) 
         monkeypatch.delenv(name)
     assert place_of_process() == (9, 16, 1)
     assert os.environ["RANK"] == "9"
+
+
+@pytest.mark.slow
+def test_two_tasks_of_slurm_are_one_run(trained: Path, data: Path, recipe: Path, tmp_path: Path) -> None:
+    """As ``srun`` starts them, with the address that docs/training.md sets; nothing of torchrun's."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    slurm = {"SLURM_NTASKS": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    tasks = [
+        subprocess.Popen(
+            command("pretrain", "--data", data, "--recipe", recipe, "--out", tmp_path / "run"),
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            env=os.environ | slurm | {"SLURM_PROCID": str(number), "SLURM_LOCALID": str(number)},
+        )
+        for number in (0, 1)
+    ]  # fmt: skip
+    told = [task.communicate(timeout=120) for task in tasks]
+    assert [task.returncode for task in tasks] == [0, 0], told
+    assert "is finished" in told[0][0]
+    assert told[1][0] == ""
+    check_losses(tmp_path / "run", trained)
