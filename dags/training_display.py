@@ -52,6 +52,7 @@ class TrainingDisplay:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._shown:
+            self._live.transient = not self._losses  # nothing to keep of a run that did not begin
             self._live.stop()
 
     def note(self, text: str) -> None:
