@@ -15,7 +15,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from lumid.catalog.codecs import encode
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
 from lumid.catalog.explore import questions
 from lumid.catalog.explore.images import stored_bytes, thumbnail_jpeg
 from lumid.catalog.explore.questions import Explorer
@@ -42,15 +43,14 @@ def make(root: Path, samples: int) -> None:
 
     sample = factory.make_sample
 
-    def encoded(modality, number, pixels):
+    def encoded(modality, number, pixels, codec):
         from dataclasses import replace
 
-        row, _ = sample(modality, number, pixels)
-        data = encode(pixels, "jhc")
-        return replace(row, codec="jhc", length=len(data), slice_index=number % factory.SLICES_PER_SERIES), data
+        row, data = sample(modality, number, pixels, codec)
+        return replace(row, slice_index=number % factory.SLICES_PER_SERIES), data
 
     factory.make_image, factory.make_sample, factory.SLICES_PER_SERIES = image, encoded, 40
-    factory.make_dataset(root, n=samples, shards=8)
+    factory.make_dataset(root, n=samples, shards=8, codec="jhc")
 
 
 def measure(work: Callable[[], object]) -> tuple[float, float]:
