@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import re
+from bisect import bisect_left, bisect_right
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -16,6 +17,8 @@ HASH_DIGITS = 16
 """Runs of so many hexadecimal digits and more, letters among them, are hashes: any short number is in one by chance."""
 BASE64 = re.compile(rb"(?:[A-Za-z0-9+/_-]{12,}\r?\n)*[A-Za-z0-9+/_-]{12,}={0,2}")
 HEXADECIMAL = re.compile(rb"[0-9a-fA-F-]+")
+HEX_RUN = re.compile(rb"[0-9a-fA-F]{2}(?:[ :-]?[0-9a-fA-F]{2}){5,}[0-9a-fA-F]?")
+MARKUP = re.compile(rb"<[!/?A-Za-z][^<>]{0,1000}>")
 _HEX, _DIGITS, _WORD = frozenset(b"0123456789abcdef"), frozenset(b"0123456789"), frozenset(
     b"0123456789abcdefghijklmnopqrstuvwxyz"
 )  # fmt: skip
@@ -51,7 +54,10 @@ class Matcher:
         """Bytes by which windows have to overlap: the longest pattern, and what adjoins it."""
 
     def in_text(self, data: bytes, passed: Passed, *, encoded: bool = True) -> Iterator[Match]:
-        """Every finding in bytes that are, or may be, text; ``encoded``: in what is base64 there, too."""
+        """Every finding in bytes that are, or may be, text.
+
+        ``encoded``: in what is base64 or hexadecimal there, and across tags of markup, too.
+        """
         folded = data.lower()
         for index, start, end in self._all.find_matches_as_indexes(folded, overlapping=True):
             match = Match(start, end, self.patterns[index])
@@ -61,14 +67,52 @@ class Matcher:
             else:
                 yield match
         if encoded:
-            yield from self._in_base64(data, passed)
+            yield from self._across_markup(folded)
+            yield from self._in_base64(data)
+            yield from self._in_hexadecimal(data)
 
     def in_pixels(self, data: bytes) -> Iterator[Match]:
         """Every finding in bytes that are compressed, where short patterns would be found by chance."""
         for index, start, end in self._only_long.find_matches_as_indexes(data.lower(), overlapping=True):
             yield Match(start, end, self._long[index])
 
-    def _in_base64(self, data: bytes, passed: Passed) -> Iterator[Match]:
+    def _across_markup(self, folded: bytes) -> Iterator[Match]:
+        """Findings that tags of HTML or XML interrupt: ``<b>DOE</b>^JOHN``."""
+        tags = [tag.span() for tag in MARKUP.finditer(folded)]
+        if not tags:
+            return
+        seams, removed, bare, at = [], [0], [], 0
+        for start, end in tags:
+            bare.append(folded[at:start])
+            seams.append(start - removed[-1])
+            removed.append(removed[-1] + end - start)
+            at = end
+        text = b"".join((*bare, folded[at:]))
+        for index, start, end in self._all.find_matches_as_indexes(text, overlapping=True):
+            before = bisect_right(seams, start)
+            if (
+                before < len(seams)
+                and seams[before] < end
+                and not _chance(text, Match(start, end, self.patterns[index]))
+            ):
+                form = f"{self.patterns[index].form}, across markup"
+                yield Match(
+                    start + removed[before],
+                    end + removed[bisect_left(seams, end)],
+                    replace(self.patterns[index], form=form),
+                )
+
+    def _in_hexadecimal(self, data: bytes) -> Iterator[Match]:
+        for run in HEX_RUN.finditer(data):
+            digits = run[0].translate(None, b" :-")
+            step = len(run[0]) / len(digits)
+            for skip in range(2):  # a digit before it can belong to something else
+                even = digits[skip : skip + (len(digits) - skip) // 2 * 2]
+                for match in self.in_pixels(bytes.fromhex(even.decode("ascii"))):
+                    at = run.start() + int((skip + 2 * match.start) * step)
+                    yield Match(at, at + 1, replace(match.pattern, form=f"{match.pattern.form}, in hexadecimal"))
+
+    def _in_base64(self, data: bytes) -> Iterator[Match]:
         for run in BASE64.finditer(data):
             text = run[0]
             if HEXADECIMAL.fullmatch(text):

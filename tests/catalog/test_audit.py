@@ -73,6 +73,9 @@ def test_a_name_is_found_in_every_order(written: str) -> None:
         lambda text: quote_plus(text).encode(), lambda text: html.escape(text).encode("ascii", "xmlcharrefreplace"),
         lambda text: repr(text.encode()).encode(), lambda text: text.encode("unicode_escape"),
         lambda text: b"key=" + base64.b64encode(b"xy" + text.encode() + b"zz"), lambda text: base64.urlsafe_b64encode(text.encode("utf-16-le")),
+        lambda text: b"0x" + text.encode().hex().encode(), lambda text: b"f" + text.encode().hex().upper().encode() + b"0",
+        lambda text: text.encode().hex(" ").encode(), lambda text: text.encode("utf-16-le").hex(":").encode(),
+        lambda text: b"<td class='a'>" + text[:2].encode() + b"</b><i>" + text[2:].encode() + b"</td>",
     ],
 )  # fmt: skip
 def test_a_name_of_any_script_is_found_in_any_writing(term: str, write: object) -> None:
@@ -119,6 +122,21 @@ def test_every_form_of_a_date_that_has_four_digits_for_the_year_means_it(day: da
             and "年" not in text
         ):
             assert day in parse_dates(text), text
+
+
+def test_markup_inside_a_term_is_passed_over_and_what_it_parts_is_told_by_its_place() -> None:
+    text = b'<p>1 < 2</p><b>Zebediah</b> <i title="x">Quimbleworth</i>, born 1961<sub>-</sub>03-12'
+    matcher = Matcher([*patterns_of(Term(1, NAME)), *patterns_of(Term(2, "1961-03-12"))])
+    found = {
+        match.pattern.line: text[match.start : match.end]
+        for match in matcher.in_text(text, Passed())
+        if "across markup" in match.pattern.form
+    }
+    assert found[1] == b'Zebediah</b> <i title="x">Quimbleworth'
+    assert found[2] == b"1961<sub>-</sub>03-12"
+    assert found_in("<a>Zebediah</a> and <b>Quimbleworth</b>", NAME) == set()
+    whole = list(matcher.in_text(b"<b>Zebediah Quimbleworth</b>", Passed()))
+    assert [match.pattern.form for match in whole if "markup" in match.pattern.form] == []
 
 
 def test_numbers_stand_alone_and_chance_is_told_from_a_finding() -> None:
