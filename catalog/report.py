@@ -18,14 +18,13 @@ from lumid.catalog.histogram import Histogram, histograms, number, percent
 from lumid.catalog.layout import Layout, Manifest, Shard, read_manifest, storage_errors, write_text
 from lumid.catalog.query import ask, connect, text
 from lumid.catalog.report_drift import Drift, drift
+from lumid.catalog.report_matrix import Matrices, matrices
 from lumid.catalog.report_quality import QualityView, quality_view
 from lumid.catalog.schema import REASONS
 from lumid.catalog.show import RGB, ImageRow, choose_rows, read_images, thumbnail
 
 THUMBNAILS, THUMBNAIL_SIZE, THUMBNAIL_QUALITY = 12, 192, 85
-BODY_PARTS = 14
 SHOWN_SHARDS = 500
-NOT_STATED = "not stated"
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,15 +78,6 @@ class Intensity:
 
 
 @dataclass(frozen=True, slots=True)
-class Matrix:
-    """Samples by body part (rows) and modality (columns), with totals."""
-
-    modalities: tuple[str, ...]
-    rows: tuple[tuple[str, tuple[int, ...]], ...]
-    largest: int
-
-
-@dataclass(frozen=True, slots=True)
 class Split:
     """A split: its samples and patients."""
 
@@ -110,7 +100,7 @@ class Report:
     balanced: bool
     reasons: tuple[Reason, ...]
     modalities: tuple[ModalityView, ...]
-    matrix: Matrix
+    matrices: Matrices
     collections: tuple[CollectionUse, ...]
     licence_notes: tuple[str, ...]
     drift: tuple[Drift, ...]
@@ -173,7 +163,7 @@ def gather(root: Path, manifest: Manifest) -> Report:
             and (counts.kept, counts.rejected) == (totals["samples"], rejected),
             reasons=_reasons(connection, counts.planned),
             modalities=_modalities(connection, root, totals["samples"]),
-            matrix=_matrix(connection),
+            matrices=matrices(connection),
             collections=tuple(uses),
             licence_notes=tuple(note for note in notes if note),
             drift=drift(connection),
@@ -268,28 +258,6 @@ def _thumb(row: ImageRow, image: RGB) -> Thumb:
 
 
 # ---- tables
-
-
-def _matrix(connection: duckdb.DuckDBPyConnection) -> Matrix:
-    cells: dict[tuple[str, str], int] = {}
-    parts: dict[str, int] = {}
-    modalities: dict[str, int] = {}
-    for row in _rows(connection, "SELECT modality, body_part, count(*) AS n FROM catalog GROUP BY ALL ORDER BY ALL"):
-        part = row["body_part"] or NOT_STATED
-        cells[part, row["modality"]] = row["n"]
-        parts[part] = parts.get(part, 0) + row["n"]
-        modalities[row["modality"]] = modalities.get(row["modality"], 0) + row["n"]
-    columns = tuple(sorted(modalities, key=lambda name: (-modalities[name], name)))
-    # what is not stated comes last, whatever its size
-    ordered = sorted(parts, key=lambda name: (name == NOT_STATED, -parts[name], name))
-    named = [name for name in ordered if name != NOT_STATED]
-    shown = [*named[:BODY_PARTS], *(name for name in ordered if name == NOT_STATED)]
-    rows = [(part, tuple(cells.get((part, modality), 0) for modality in columns)) for part in shown]
-    others = named[BODY_PARTS:]
-    if others:
-        summed = tuple(sum(cells.get((part, modality), 0) for part in others) for modality in columns)
-        rows.insert(BODY_PARTS, (f"{len(others)} others", summed))
-    return Matrix(columns, tuple(rows), max((value for _, values in rows for value in values), default=0))
 
 
 def _intensities(connection: duckdb.DuckDBPyConnection) -> Iterable[Intensity]:

@@ -10,10 +10,13 @@ import cv2
 import numpy as np
 import pytest
 
+import lumid
+from lumid.catalog import report_matrix
 from lumid.catalog.errors import DatasetError
 from lumid.catalog.histogram import number, percent
 from lumid.catalog.layout import Counts, read_manifest
 from lumid.catalog.report import gather, render_report, write_report
+from lumid.catalog.report_matrix import NOT_STATED
 from tests.factory import make_dataset
 
 VOID = {"meta", "img", "br", "link", "input", "hr", "rect"}
@@ -108,9 +111,35 @@ def test_histograms_count_every_sample(built: Path) -> None:
         assert sum(int(bar.label.rpartition(":")[2]) for bar in plot.bars) == plot.stated
     one = by_title["Slices in a series"]  # all equal: one bar, in the middle
     assert [place for place, bar in enumerate(one.bars) if bar.height] == [12]
-    assert report.matrix.modalities == ("CT", "MR", "US")
-    assert sum(sum(values) for _, values in report.matrix.rows) == 40
     assert [one.unit for one in report.intensities] == ["HU", "a.u.", "display"]
+
+
+def test_every_sample_is_counted_by_body_part_by_collection_and_by_both(built: Path) -> None:
+    tables = gather(built, read_manifest(built)).matrices
+    assert tables.body_parts.modalities == tables.collections.modalities == ("CT", "MR", "US")
+    assert tables.body_parts.samples == tables.collections.samples == 40
+    rows = lumid.open(built).to_pandas()
+    for collection, table in tables.within:
+        of_it = rows[rows["collection"] == collection]
+        assert table.samples == len(of_it)
+        for part, values in table.rows:
+            parts = of_it["body_part"].isna() if part == "not stated" else of_it["body_part"] == part
+            assert values == tuple(int((of_it[parts]["modality"] == one).sum()) for one in table.modalities)
+    assert [name for name, _ in tables.collections.rows] == [name for name, _ in tables.within]
+    assert tables.more_collections == 0
+
+
+def test_what_is_beyond_the_rows_of_a_table_is_summed_and_what_is_not_stated_comes_last() -> None:
+    cells = {("a", "CT", f"P{number:02}"): number for number in range(1, 21)} | {("a", "MR", NOT_STATED): 500}
+    table = report_matrix._by(2, cells, 14)
+    assert [name for name, _ in table.rows] == [
+        *(f"P{number:02}" for number in range(20, 6, -1)),
+        "6 others",
+        NOT_STATED,
+    ]
+    assert table.rows[14] == ("6 others", (0, 21))
+    assert table.modalities == ("MR", "CT")
+    assert (table.samples, table.largest) == (710, 500)
 
 
 def test_broken_sum_is_shown(built: Path) -> None:
