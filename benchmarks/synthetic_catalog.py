@@ -146,7 +146,8 @@ def chunk_table(drawn: Drawn, begin: int, end: int, seed: int, ids: dict[str, pa
         "source_version": np.full(n, "IDC v23", object), "source_id": hex_digits(rng, n, 32),
         "patient": ids["patient"].take(pa.array(series["collection"] * 100_000 + series["patient"])),
         "study": ids["study"].take(pa.array(series["collection"] * 400_000 + series["study"])),
-        "series": ids["series"].take(pa.array(of)), "instance": hex_digits(rng, n, 16), "frame": np.zeros(n, np.int64),
+        "series": ids["series"].take(pa.array(of)), "instance": hex_digits(rng, n, 16),
+        "frame_of_reference": ids["frame_of_reference"].take(pa.array(series["collection"] * 400_000 + series["study"])), "frame": np.zeros(n, np.int64),
         "slice_position": _null_nan(np.where(has_slices, series["begin"] + place * np.nan_to_num(series["slice_thickness"], nan=1), np.nan)),
         "slice_count": series["slices"], "slice_index": place.astype(np.int64),
         "slice_spacing": _null_nan(series["slice_thickness"]), "slice_gap": rng.random(n) < 0.01, "slice_repeats": np.ones(n, np.int64),
@@ -179,6 +180,7 @@ def chunks(rows: int, seed: int = 0) -> Iterator[pa.Table]:
     ids = {
         "patient": hex_digits(rng, COLLECTIONS * 100_000, 16),
         "study": hex_digits(rng, COLLECTIONS * 400_000, 16),
+        "frame_of_reference": hex_digits(rng, COLLECTIONS * 400_000, 16),
         "series": hex_digits(rng, len(drawn.columns["slices"]), 16),
     }
     for begin in range(0, rows, CATALOG_CHUNK_ROWS):
