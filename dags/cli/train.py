@@ -12,6 +12,7 @@ import typer
 from rich.console import Console
 from rich.progress import Progress
 
+from lumid.catalog.errors import UsageError
 from lumid.dags.cli.app import app
 from lumid.dags.cli.options import Subset, place_of
 
@@ -90,7 +91,8 @@ def pretrain(
             f"{target} is finished: loss {done.first_loss:.4f} → {done.final_loss:.4f}{held_out}{skipped}, "
             f"{done.images_per_s:,.0f} images/s"
         )
-        typer.echo(f"next: lumid reconstruct {target} --data {subset or data}; lumid export {target}")
+        within = f"{data} --subset {subset}" if subset else data
+        typer.echo(f"next: lumid reconstruct {target} --data {within}; lumid export {target}")
 
 
 @app.command()
@@ -98,6 +100,7 @@ def reconstruct(
     run: Annotated[Path, typer.Argument(help="Folder of a run.")],
     data: Annotated[str, typer.Option(help="The data set, or the subset's file, to take images from.")],
     where: Annotated[str | None, typer.Option(help="A SQL condition on the catalog's columns.")] = None,
+    subset: Subset = None,
     out: Annotated[Path | None, typer.Option(help="The PNG; by default reconstruction.png in the run.")] = None,
     images: Annotated[
         int, typer.Option(min=1, help="Images that are scored: of each modality, trained on and not, at most.")
@@ -126,7 +129,7 @@ def reconstruct(
         target = out or run / "reconstruction.png"
         figure = draw(
             run,
-            place_of(data),
+            place_of(data, subset),
             target,
             where,
             images=images,
@@ -156,6 +159,7 @@ def export(
         str | None,
         typer.Option(help="The run's data set or subset, to be sure that it is; not needed otherwise."),
     ] = None,
+    subset: Subset = None,
     as_json: Json = False,
 ) -> None:
     """Write the encoder as a timm state dict (safetensors) with a model card.
@@ -166,10 +170,12 @@ def export(
     """
     from lumid.dags.pretrain import require_torch
 
+    if subset is not None and data is None:
+        raise UsageError("--subset needs --data: the data set that it is a selection of")
     require_torch()
     from lumid.model.export import export_encoder
 
-    done = export_encoder(run, out or run / "export", None if data is None else place_of(data))
+    done = export_encoder(run, out or run / "export", None if data is None else place_of(data, subset))
     if as_json:
         typer.echo(json.dumps({name: str(path) for name, path in asdict(done).items()}))
         return

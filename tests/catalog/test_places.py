@@ -5,6 +5,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from obstore.exceptions import GenericError
+from obstore.store import ObjectStore
 
 import lumid
 from lumid.catalog import places
@@ -12,9 +14,17 @@ from lumid.catalog.errors import DatasetError, LumidError, UsageError
 from lumid.catalog.places import Place, Shards, as_place, identity, local_root, place_manifest
 from lumid.catalog.query import count_samples, read_catalog, run_sql, why_empty
 from lumid.catalog.show import show
+from lumid.catalog.stores import StoredFile, StoreFiles, open_store
 from lumid.catalog.subset import write_subset
 from tests.factory import make_dataset
 from tests.stored import remove, replace, store
+
+
+def listed(url: str) -> tuple[ObjectStore, dict[str, StoredFile]]:
+    """A store, and ``dataset.json`` in it as a listing gives it."""
+    bucket = open_store(url)
+    head = places.obstore.head(bucket, "dataset.json")
+    return bucket, {"dataset.json": StoredFile(head["size"], head["last_modified"])}
 
 
 def test_names_of_places(tmp_path: Path, built: Path) -> None:
@@ -102,6 +112,24 @@ def test_only_what_a_query_needs_is_read(tmp_path: Path, monkeypatch: pytest.Mon
     # the footers, and one column of one modality
     assert sum(length for path, length in asked if "modality=MR" in path) < size / 6
     assert sum(length for _, length in asked) < size / 2
+
+
+def test_a_server_that_sends_all_of_an_object_as_such_is_read(built: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    url = store(built, monkeypatch)
+    get_range = places.obstore.get_range
+
+    def without_206(source: ObjectStore, path: str, *, start: int, end: int) -> object:
+        if (start, end) == (0, places.obstore.head(source, path)["size"]):
+            raise GenericError("Received non-partial response when range requested")
+        return get_range(source, path, start=start, end=end)
+
+    monkeypatch.setattr(places.obstore, "get_range", without_206)
+    monkeypatch.setattr("lumid.catalog.stores.tried", lambda attempt: attempt())
+    file = StoreFiles(*listed(url)).open("lumid://dataset.json")
+    assert file.read() == (built / "dataset.json").read_bytes()
+    assert file.read() == b""
+    file.seek(2)
+    assert file.read(3) == (built / "dataset.json").read_bytes()[2:5]
 
 
 def test_faults_of_a_store_are_one_line(built: Path, monkeypatch: pytest.MonkeyPatch) -> None:

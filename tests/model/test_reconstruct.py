@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 from lumid.catalog.errors import DatasetError
 from lumid.catalog.query import read_catalog
+from lumid.catalog.subset import write_subset
 from lumid.dags.cli import train  # noqa: F401  registers the commands
 from lumid.dags.cli.app import app
 from lumid.model.metrics import psnr, ssim
@@ -24,6 +25,14 @@ from tests.factory import make_dataset
 
 def splits(data: Path) -> dict[str, str]:
     return {row["key"]: row["split"] for row in read_catalog(data, None, ["key", "split"]).to_pylist()}
+
+
+def test_a_subset_says_what_is_drawn(trained: Path, data: Path, tmp_path: Path) -> None:
+    write_subset(data, tmp_path / "ct.parquet", "modality = 'CT'")
+    arguments = ["reconstruct", str(trained), "--data", str(data), "--subset", str(tmp_path / "ct.parquet"), "--json"]
+    done = CliRunner().invoke(app, [*arguments, "--out", str(tmp_path / "figure.png")])
+    assert done.exit_code == 0, done.output
+    assert {row["modality"] for row in json.loads(done.stdout)["rows"]} == {"CT"}
 
 
 def test_a_reconstruction_is_drawn_and_scored(trained: Path, data: Path, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from torch import Tensor
 from typer.testing import CliRunner
 
 from lumid.catalog.errors import UsageError
+from lumid.catalog.subset import write_subset
 from lumid.dags.cli import train  # noqa: F401  registers the commands
 from lumid.dags.cli.app import app
 from lumid.model.convert import convert, read_weights
@@ -74,10 +75,15 @@ def test_the_card_says_what_it_was_trained_on_and_how_well(trained: Path, data: 
     assert f"{scores[0]['psnr_db']:.2f} ± {scores[0]['psnr_db_sd']:.2f}" in card
 
 
-def test_a_card_for_another_data_set_is_refused(trained: Path, tmp_path: Path) -> None:
+def test_a_card_for_another_data_set_is_refused(trained: Path, data: Path, tmp_path: Path) -> None:
     make_dataset(tmp_path / "other", n=20, seed=9)
     done = here("export", trained, "--data", tmp_path / "other", "--out", tmp_path / "encoder")
     assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    write_subset(data, tmp_path / "ct.parquet", "modality = 'CT'")
+    arguments = ["export", str(trained), "--subset", str(tmp_path / "ct.parquet"), "--out", str(tmp_path / "encoder")]
+    assert CliRunner().invoke(app, [*arguments, "--data", str(data)]).exit_code == 1  # the run was of all of it
+    assert isinstance(CliRunner().invoke(app, arguments).exception, UsageError)
+    assert not (tmp_path / "encoder").exists()
 
 
 def mae_names(model: MaskedAutoencoder) -> dict[str, Tensor]:
