@@ -51,11 +51,12 @@ def training_input(
     return transform(_stored(batch, device), low, high, crop, image_size, linear).mul_(2).sub_(1)
 
 
-def evaluation_input(batch: Batch, image_size: int, device: torch.device) -> Tensor:
+def evaluation_input(batch: Batch, image_size: int, device: torch.device, *, bicubic: bool = False) -> Tensor:
     """Images without anything random: the largest centred square, resized. Shape and range as in training."""
     low, high = _window(batch, device, None)
     crop = centre_crop(batch.size.to(device, non_blocking=True))
-    return transform(_stored(batch, device), low, high, crop, image_size, linear).mul_(2).sub_(1)
+    kernel = cubic if bicubic else linear
+    return transform(_stored(batch, device), low, high, crop, image_size, kernel).mul_(2).sub_(1)
 
 
 def paper_input(

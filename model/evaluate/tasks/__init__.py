@@ -1,0 +1,61 @@
+"""The tasks that encoders are judged by, one file each. A task is a function that returns :class:`Task`."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from pathlib import Path
+
+from lumid.catalog.errors import LumidError, UsageError
+from lumid.catalog.places import Anywhere
+from lumid.model.evaluate.tasks.base import Task
+from lumid.model.evaluate.tasks.catalog import body_part, modality, plane
+from lumid.model.evaluate.tasks.quality import ct_quality, mr_quality
+from lumid.model.evaluate.tasks.table import from_table
+
+Make = Callable[[Anywhere | None], Task]
+TASKS: dict[str, Make] = {
+    "modality": modality,
+    "body-part": body_part,
+    "plane": plane,
+    "mr-quality": mr_quality,
+    "ct-quality": ct_quality,
+}
+"""Tasks by name. Each takes the data set that was named on the command line, or None, and checks what it is given."""
+
+
+def load_task(spec: str, data: Anywhere | None) -> Task:
+    """A task by its name, ``csv:FILE`` for a table of images and labels, or a Python file with a function ``task(data)``.
+
+    Raises :class:`UsageError` for anything else, and what the task itself raises when its data are not there or not sound.
+    """
+    if spec in TASKS:
+        return TASKS[spec](data)
+    if spec.startswith("csv:"):
+        return from_table(Path(spec.removeprefix("csv:")))
+    path = Path(spec)
+    if path.suffix == ".py" and path.is_file():
+        return _of_file(path)(data)
+    raise UsageError(
+        f"{spec}: no such task; there are {', '.join(TASKS)}, csv:FILE, and FILE.py with a function task(data)"
+    )
+
+
+def _of_file(path: Path) -> Make:
+    found = importlib.util.spec_from_file_location(f"lumid_task_{path.stem}", path)
+    assert found is not None, "a .py file has a loader"
+    assert found.loader is not None, "a .py file has a loader"
+    module = importlib.util.module_from_spec(found)
+    try:
+        found.loader.exec_module(module)
+        make: Make = module.task
+    except LumidError:
+        raise
+    except Exception as error:
+        raise UsageError(
+            f"{path}: cannot be used as a task ({type(error).__name__}); it needs a function task(data)"
+        ) from None
+    return make
+
+
+__all__ = ["TASKS", "Make", "Task", "load_task"]
