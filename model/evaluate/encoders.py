@@ -13,6 +13,7 @@ import torch
 import urllib3
 from safetensors import SafetensorError
 from safetensors.torch import load_file
+from timm.data.config import resolve_model_data_config
 from torch import Tensor, nn
 
 from lumid.catalog.errors import UsageError
@@ -206,7 +207,7 @@ def _of_timm(name: str, weights: Path | None, at_random: bool) -> Encoder:
         raise UsageError(
             f"{name}: the weights cannot be had, or are of another model; give them with --weights FILE"
         ) from None
-    config = timm.data.resolve_model_data_config(model)
+    config = resolve_model_data_config(model)  # type: ignore[no-untyped-call]
     wanted_input = Preprocessing(
         int(options.get("img_size", config["input_size"][-1])),
         int(config["input_size"][0]),

@@ -106,8 +106,8 @@ def deal(patients: list[str], values: list[str]) -> dict[str, str]:
         free = iter([patient for patient in order if patient not in dealt])
         for split, count in wanted.items():
             for _ in range(max(0, count)):
-                if (patient := next(free, None)) is not None:
-                    dealt[patient] = split
+                if (one := next(free, None)) is not None:
+                    dealt[one] = split
         for patient in free:
             dealt[patient] = "train"
     return dealt
