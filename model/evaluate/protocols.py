@@ -51,7 +51,7 @@ class Scores:
     chosen: dict[str, float]
 
 
-def neighbours(sets: Sets, seed: int = 0) -> Scores:
+def neighbours(sets: Sets, _seed: int = 0) -> Scores:
     """k nearest neighbours by cosine, each with weight exp(similarity / 0.07) (Wu et al. 2018); k on validation."""
     train = _unit(sets.train)
     truth = _as_matrix(sets.train_labels, sets)
@@ -87,7 +87,7 @@ def linear(sets: Sets, seed: int = 0) -> Scores:
     best = (-math.inf, 0, 0, torch.empty(0))
     steps = EPOCHS * math.ceil(len(train) / BATCH)
     for epoch in range(EPOCHS):
-        for rows in torch.randperm(len(train), generator=random).split(BATCH):
+        for rows in torch.split(torch.randperm(len(train), generator=random), BATCH):
             layer.step(train[rows], labels[rows], sets.kind, steps)
         scores = layer(val).numpy().astype(np.float64)
         for number in range(len(grid)):
@@ -112,9 +112,10 @@ def paper(sets: Sets, seed: int = 0) -> Scores:
     """
     random = torch.Generator().manual_seed(seed)
     width = sets.train.shape[1]
-    head = nn.Sequential(nn.BatchNorm1d(width, affine=False, eps=1e-6), nn.Linear(width, sets.classes))
-    nn.init.trunc_normal_(head[1].weight, std=0.01, generator=random)
-    nn.init.zeros_(head[1].bias)
+    layer = nn.Linear(width, sets.classes)
+    head = nn.Sequential(nn.BatchNorm1d(width, affine=False, eps=1e-6), layer)
+    nn.init.trunc_normal_(layer.weight, std=0.01, generator=random)
+    nn.init.zeros_(layer.bias)
     batch = min(PAPER_BATCH, len(sets.train))
     momenta = [torch.zeros_like(parameter) for parameter in head.parameters()]
     labels, val, test = (
@@ -200,10 +201,10 @@ class _Standard:
 
     @classmethod
     def of(cls, values: Features) -> _Standard:
-        deviation = np.std(values, axis=0, dtype=np.float64)
+        deviation = np.asarray(np.std(values, axis=0, dtype=np.float64))
         return cls(
-            np.mean(values, axis=0, dtype=np.float64).astype(np.float32),
-            np.where(deviation > 1e-8, deviation, 1).astype(np.float32),
+            np.asarray(np.mean(values, axis=0, dtype=np.float64), np.float32),
+            np.asarray(np.where(deviation > 1e-8, deviation, 1), np.float32),
         )
 
     def __call__(self, values: Features) -> Features:

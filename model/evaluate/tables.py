@@ -1,0 +1,247 @@
+"""The tables: made from predictions alone, so that anyone can make them again, with intervals and paired tests."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+
+from lumid.catalog.errors import UsageError
+from lumid.model.evaluate.jobs import Predictions
+from lumid.model.evaluate.metrics import METRICS, Floats, measure
+from lumid.model.evaluate.statistics import DRAWS, Difference, Interval, difference, holm, interval, sampled
+
+HEADS = {
+    "accuracy": "accuracy",
+    "sensitivity": "sensitivity",
+    "specificity": "specificity",
+    "auroc": "AUROC",
+    "auprc": "AUPRC",
+    "f1": "F1",
+}
+TESTED = "auroc"
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """A model on a task by a protocol: means over seeds, with their 95 % intervals over patients; ``against``: AUROC minus
+    that of the baseline, its p-value corrected for the lines of the task; None for the baseline itself."""
+
+    task: str
+    model: str
+    protocol: str
+    shots: int
+    seeds: int
+    train: int
+    images: int
+    patients: int
+    metrics: dict[str, Interval]
+    seed_sd: float
+    against: Difference | None
+    leak: str
+    note: str
+
+
+def lines(found: Sequence[Predictions], baseline: str | None = None, *, count: int = DRAWS) -> list[Line]:
+    """The lines of the tables, by task, protocol and shots, in the order of the models' names.
+
+    ``baseline``: the model that the others are tested against. Raises :class:`UsageError` when there are no predictions,
+    or no such model.
+    """
+    if not found:
+        raise UsageError("no predictions here; run `lumid evaluate` with a model and a task first")
+    names = {one.about.model for one in found}
+    if baseline is not None and baseline not in names:
+        raise UsageError(f"{baseline}: no predictions of it; there are {', '.join(sorted(names))}")
+    groups: dict[tuple[str, str, int], dict[str, list[Predictions]]] = {}
+    for one in found:
+        group = groups.setdefault((one.about.task, one.about.protocol, one.about.shots), {})
+        group.setdefault(one.about.model, []).append(one)
+    made: list[Line] = []
+    for _, models in sorted(groups.items()):
+        made += _group(models, baseline, count)
+    return made
+
+
+def _group(models: dict[str, list[Predictions]], baseline: str | None, count: int) -> list[Line]:
+    values = {name: _sampled(seeds, count) for name, seeds in models.items()}
+    made = []
+    for name in sorted(models):
+        first = models[name][0]
+        estimate, samples, by_seed = values[name]
+        against = None
+        if baseline in models and name != baseline:
+            other = models[baseline][0]
+            if (other.ids, other.patients) != (first.ids, first.patients):
+                raise UsageError(
+                    f"{name} and {baseline}: were tested on other images of {first.about.task}; evaluate both again"
+                )
+            others = values[baseline]
+            against = difference(estimate[TESTED] - others[0][TESTED], samples[TESTED], others[1][TESTED])
+        made.append(
+            Line(
+                task=first.about.task,
+                model=name,
+                protocol=first.about.protocol,
+                shots=first.about.shots,
+                seeds=len(models[name]),
+                train=first.about.train,
+                images=len(first.ids),
+                patients=len(set(first.patients)),
+                metrics={metric: interval(estimate[metric], samples[metric]) for metric in METRICS},
+                seed_sd=float(np.std(by_seed, ddof=1)) if len(by_seed) > 1 else math.nan,
+                against=against,
+                leak=first.about.leak,
+                note=first.about.note,
+            )
+        )
+    tested = [line for line in made if line.against is not None]
+    corrected = holm([line.against.p for line in tested if line.against is not None])
+    by_model = dict(zip([line.model for line in tested], corrected, strict=True))
+    return [_corrected(line, by_model) for line in made]
+
+
+def _corrected(line: Line, by_model: dict[str, float]) -> Line:
+    if line.against is None:
+        return line
+    values = {name: getattr(line, name) for name in Line.__dataclass_fields__}
+    one = line.against
+    return Line(**values | {"against": Difference(one.value, one.low, one.high, by_model[line.model])})
+
+
+def _sampled(seeds: Sequence[Predictions], count: int) -> tuple[dict[str, float], dict[str, Floats], list[float]]:
+    """Means over seeds: of the estimate, and of every draw; and the tested metric of each seed."""
+    measures = [_measure(one) for one in seeds]
+    ones = np.ones(len(seeds[0].ids))
+    estimates = [of(ones) for of in measures]
+
+    def mean(weights: Floats) -> dict[str, float]:
+        rows = [of(weights) for of in measures]
+        return {name: float(np.mean([row[name] for row in rows])) for name in METRICS}
+
+    estimate = {name: float(np.mean([row[name] for row in estimates])) for name in METRICS}
+    return estimate, sampled(mean, seeds[0].patients, count), [row[TESTED] for row in estimates]
+
+
+def _measure(one: Predictions) -> Callable[[Floats], dict[str, float]]:
+    thresholds = np.array(one.about.thresholds)
+    return lambda weights: measure(one.about.kind, one.labels, one.scores, thresholds, weights)
+
+
+# ---- as texts
+
+
+def markdown(made: Sequence[Line], baseline: str | None = None) -> str:
+    """A table a task and protocol."""
+    parts = [
+        "# Evaluation",
+        "",
+        "Means over seeds; in brackets the 95 % interval of a bootstrap over patients (percentiles).",
+    ]
+    if baseline is not None:
+        parts += [
+            f"Δ: AUROC minus that of {baseline}, the same draws for both; p two-sided, corrected by Holm within a table."
+        ]
+    for (task, protocol, shots), group in _tables(made).items():
+        few = f", {shots} a class" if shots else ""
+        first = group[0]
+        parts += ["", f"## {task}: {protocol}{few}", ""]
+        parts += [
+            f"{first.images:,} test images of {first.patients:,} patients; {first.train:,} training images. {first.note}".rstrip(),
+            "",
+        ]
+        heads = ["model", *HEADS.values(), "Δ AUROC", "p", "test seen in pre-training"]
+        parts += [f"| {' | '.join(heads)} |", f"|{'---|' * len(heads)}"]
+        parts += [f"| {' | '.join(cells(line))} |" for line in group]
+    return "\n".join(parts) + "\n"
+
+
+def latex(made: Sequence[Line]) -> str:
+    """The same as ``tabular`` environments (booktabs)."""
+    parts = []
+    for (task, protocol, shots), group in _tables(made).items():
+        few = f", {shots} a class" if shots else ""
+        parts += [f"% {task}: {protocol}{few}", r"\begin{tabular}{l" + "r" * (len(HEADS) + 2) + "}", r"\toprule"]
+        parts += [" & ".join(_tex(head) for head in ("model", *HEADS.values(), "Δ AUROC", "p")) + r" \\", r"\midrule"]
+        parts += [" & ".join(_tex(cell) for cell in cells(line)[:-1]) + r" \\" for line in group]
+        parts += [r"\bottomrule", r"\end{tabular}", ""]
+    return "\n".join(parts)
+
+
+def as_csv(made: Sequence[Line]) -> str:
+    """One row a line, every number by itself."""
+    text = io.StringIO()
+    rows = [_flat(line) for line in made]
+    writer = csv.DictWriter(text, list(rows[0]) if rows else [], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def as_json(made: Sequence[Line]) -> str:
+    """All of it; what is not a number is null."""
+    return json.dumps([_plain(asdict(line)) for line in made], indent=1, ensure_ascii=False) + "\n"
+
+
+def cells(line: Line) -> list[str]:
+    """The cells of a line, in words."""
+    against = line.against
+    return [
+        line.model,
+        *(_words(line.metrics[name]) for name in HEADS),
+        "–" if against is None else f"{against.value:+.3f} ({against.low:+.3f} to {against.high:+.3f})",
+        "–" if against is None or math.isnan(against.p) else f"{against.p:.3f}",
+        line.leak,
+    ]
+
+
+def _words(one: Interval) -> str:
+    return "–" if math.isnan(one.value) else f"{one.value:.3f} ({one.low:.3f}–{one.high:.3f})"
+
+
+def _tables(made: Sequence[Line]) -> dict[tuple[str, str, int], list[Line]]:
+    tables: dict[tuple[str, str, int], list[Line]] = {}
+    for line in made:
+        tables.setdefault((line.task, line.protocol, line.shots), []).append(line)
+    return tables
+
+
+def _flat(line: Line) -> dict[str, object]:
+    row: dict[str, object] = {
+        name: getattr(line, name)
+        for name in ("task", "model", "protocol", "shots", "seeds", "train", "images", "patients")
+    }
+    for name, one in line.metrics.items():
+        row |= {name: one.value, f"{name}_low": one.low, f"{name}_high": one.high}
+    against = line.against
+    row |= {"auroc_sd_over_seeds": line.seed_sd}
+    row |= {
+        f"difference{end}": getattr(against, of) if against else ""
+        for end, of in (("", "value"), ("_low", "low"), ("_high", "high"), ("_p", "p"))
+    }
+    return row | {"leak": line.leak, "note": line.note}
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, dict):
+        return {name: _plain(one) for name, one in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _tex(text: str) -> str:
+    for of, to in (
+        ("\\", r"\textbackslash{}"),
+        ("_", r"\_"),
+        ("%", r"\%"),
+        ("&", r"\&"),
+        ("#", r"\#"),
+        ("Δ", r"$\Delta$"),
+        ("–", "--"),
+    ):
+        text = text.replace(of, to)
+    return text
