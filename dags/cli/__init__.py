@@ -34,6 +34,7 @@ def main() -> None:
         check,
         deid,
         demo,
+        evaluate,
         explore,
         look,
         pick,
