@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -127,7 +128,7 @@ def _print(done: object, console: Console) -> None:
         auroc, against = line.metrics["auroc"], line.against
         tables[title].add_row(
             line.model, f"{line.metrics['accuracy'].value:.3f}", f"{auroc.value:.3f}", f"{auroc.low:.3f}–{auroc.high:.3f}",
-            "" if against is None else f"{against.value:+.3f}", "" if against is None else f"{against.p:.3f}",
+            "" if against is None else f"{against.value:+.3f}", "" if against is None or math.isnan(against.p) else f"{against.p:.3f}",
         )  # fmt: skip
     for table in tables.values():
         console.print(table)

@@ -309,4 +309,5 @@ def _as_matrix(labels: Labels, sets: Sets) -> Floats:
 def _quality(sets: Sets, scores: Floats) -> float:
     """Mean AUROC on validation; accuracy where it has one class only."""
     found = measure(sets.kind, sets.val_labels, scores, np.zeros(sets.classes))
-    return found[CHOSEN_BY] if math.isfinite(found[CHOSEN_BY]) else found["accuracy"]
+    quality = float(found[CHOSEN_BY][0])
+    return quality if math.isfinite(quality) else float(found["accuracy"][0])

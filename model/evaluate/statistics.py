@@ -9,9 +9,13 @@ import numpy as np
 import numpy.typing as npt
 
 Floats = npt.NDArray[np.float64]
-Measure = Callable[[Floats], dict[str, float]]
-"""Metrics of some predictions under weights, ``float64 [n]``."""
+Measure = Callable[[Floats], dict[str, Floats]]
+"""Metrics of some predictions, ``[draws]`` each, under weights ``float64 [draws, n]``."""
 DRAWS, LEVEL = 1000, 0.95
+BLOCK = 4_000_000
+"""Weights that are held at once."""
+FEWEST_PATIENTS = 10
+"""Of fewer, a bootstrap's draws are too alike for a test."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,19 +38,21 @@ class Difference:
 
 
 def draws(patients: Sequence[str], count: int = DRAWS, seed: int = 0) -> Iterator[Floats]:
-    """Weights of the images, ``float64 [n]``: how often their patient was drawn, with replacement."""
+    """Weights of the images, ``float64 [draws, n]`` in blocks: how often their patient was drawn, with replacement."""
     _, of = np.unique(np.asarray(patients), return_inverse=True)
     clusters = int(of.max()) + 1
     random = np.random.default_rng(seed)
-    for _ in range(count):
-        times = np.bincount(random.integers(0, clusters, clusters), minlength=clusters)
-        yield times[of].astype(np.float64)
+    at_once = max(1, BLOCK // len(of))
+    for begin in range(0, count, at_once):
+        size = min(at_once, count - begin)
+        times = np.stack([np.bincount(random.integers(0, clusters, clusters), minlength=clusters) for _ in range(size)])
+        yield times[:, of].astype(np.float64)
 
 
 def sampled(measure: Measure, patients: Sequence[str], count: int = DRAWS, seed: int = 0) -> dict[str, Floats]:
     """Every metric under every draw, ``float64 [count]``; NaN where a draw has no such metric."""
-    rows = [measure(weights) for weights in draws(patients, count, seed)]
-    return {name: np.array([row[name] for row in rows]) for name in rows[0]}
+    blocks = [measure(weights) for weights in draws(patients, count, seed)]
+    return {name: np.concatenate([block[name] for block in blocks]) for name in blocks[0]}
 
 
 def interval(value: float, samples: Floats, level: float = LEVEL) -> Interval:

@@ -7,14 +7,23 @@ import io
 import json
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 
 from lumid.catalog.errors import UsageError
 from lumid.model.evaluate.jobs import Predictions
 from lumid.model.evaluate.metrics import METRICS, Floats, measure
-from lumid.model.evaluate.statistics import DRAWS, Difference, Interval, difference, holm, interval, sampled
+from lumid.model.evaluate.statistics import (
+    DRAWS,
+    FEWEST_PATIENTS,
+    Difference,
+    Interval,
+    difference,
+    holm,
+    interval,
+    sampled,
+)
 
 HEADS = {
     "accuracy": "accuracy",
@@ -83,6 +92,8 @@ def _group(models: dict[str, list[Predictions]], baseline: str | None, count: in
                 )
             others = values[baseline]
             against = difference(estimate[TESTED] - others[0][TESTED], samples[TESTED], others[1][TESTED])
+            if len(set(first.patients)) < FEWEST_PATIENTS:
+                against = replace(against, p=math.nan)
         made.append(
             Line(
                 task=first.about.task,
@@ -109,26 +120,23 @@ def _group(models: dict[str, list[Predictions]], baseline: str | None, count: in
 def _corrected(line: Line, by_model: dict[str, float]) -> Line:
     if line.against is None:
         return line
-    values = {name: getattr(line, name) for name in Line.__dataclass_fields__}
-    one = line.against
-    return Line(**values | {"against": Difference(one.value, one.low, one.high, by_model[line.model])})
+    return replace(line, against=replace(line.against, p=by_model[line.model]))
 
 
 def _sampled(seeds: Sequence[Predictions], count: int) -> tuple[dict[str, float], dict[str, Floats], list[float]]:
     """Means over seeds: of the estimate, and of every draw; and the tested metric of each seed."""
     measures = [_measure(one) for one in seeds]
-    ones = np.ones(len(seeds[0].ids))
-    estimates = [of(ones) for of in measures]
 
-    def mean(weights: Floats) -> dict[str, float]:
+    def mean(weights: Floats) -> dict[str, Floats]:
         rows = [of(weights) for of in measures]
-        return {name: float(np.mean([row[name] for row in rows])) for name in METRICS}
+        return {name: np.mean([row[name] for row in rows], axis=0) for name in METRICS}
 
-    estimate = {name: float(np.mean([row[name] for row in estimates])) for name in METRICS}
-    return estimate, sampled(mean, seeds[0].patients, count), [row[TESTED] for row in estimates]
+    whole = np.ones((1, len(seeds[0].ids)))
+    estimate = {name: float(values[0]) for name, values in mean(whole).items()}
+    return estimate, sampled(mean, seeds[0].patients, count), [float(of(whole)[TESTED][0]) for of in measures]
 
 
-def _measure(one: Predictions) -> Callable[[Floats], dict[str, float]]:
+def _measure(one: Predictions) -> Callable[[Floats], dict[str, Floats]]:
     thresholds = np.array(one.about.thresholds)
     return lambda weights: measure(one.about.kind, one.labels, one.scores, thresholds, weights)
 
@@ -152,7 +160,7 @@ def markdown(made: Sequence[Line], baseline: str | None = None) -> str:
         first = group[0]
         parts += ["", f"## {task}: {protocol}{few}", ""]
         parts += [
-            f"{first.images:,} test images of {first.patients:,} patients; {first.train:,} training images. {first.note}".rstrip(),
+            f"{first.images:,} test images of {first.patients:,} patients; {first.train:,} training images. {_remark(first)}".rstrip(),
             "",
         ]
         heads = ["model", *HEADS.values(), "Δ AUROC", "p", "test seen in pre-training"]
@@ -198,6 +206,13 @@ def cells(line: Line) -> list[str]:
         "–" if against is None or math.isnan(against.p) else f"{against.p:.3f}",
         line.leak,
     ]
+
+
+def _remark(line: Line) -> str:
+    few = f"Fewer than {FEWEST_PATIENTS} patients: intervals mean little, and nothing is tested."
+    return " ".join(
+        part for part in (f"{line.note}." if line.note else "", few * (line.patients < FEWEST_PATIENTS)) if part
+    )
 
 
 def _words(one: Interval) -> str:

@@ -1,0 +1,64 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from lumid.model.evaluate.metrics import measure
+from lumid.model.evaluate.protocols import PROTOCOLS, Sets, few_shot
+from lumid.model.evaluate.statistics import interval, sampled
+from lumid.model.evaluate.tasks.base import Kind
+
+
+def sets_of(kind: Kind, signal: float, n: int = 600, classes: int = 3, width: int = 16) -> tuple[Sets, np.ndarray]:  # type: ignore[type-arg]
+    random = np.random.default_rng(5)
+    centres = random.normal(0, 1, (classes, width))
+    if kind == "multiclass":
+        labels = random.integers(0, classes, n)
+        values = signal * centres[labels]
+    else:
+        labels = random.random((n, classes)) < 0.4
+        values = signal * labels.astype(float) @ centres
+    values = (values + random.normal(0, 0.05 if signal else 1, (n, width))).astype(np.float32)
+    third = n // 3
+    return Sets(
+        kind,
+        classes,
+        values[:third],
+        labels[:third],
+        values[third : 2 * third],
+        labels[third : 2 * third],
+        values[2 * third :],
+    ), labels[2 * third :]
+
+
+@pytest.mark.parametrize("kind", ["multiclass", "multilabel"])
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_what_is_separable_is_separated_and_chance_stays_chance(protocol: str, kind: Kind) -> None:
+    sets, labels = sets_of(kind, 3.0)
+    scores = PROTOCOLS[protocol](sets, 0)
+    found = measure(kind, labels, scores.test, np.zeros(3))
+    assert found["auroc"][0] > (0.98 if protocol == "paper" else 0.9999)
+    sets, labels = sets_of(kind, 0.0)
+    scores = PROTOCOLS[protocol](sets, 0)
+
+    def of(weights: np.ndarray) -> dict[str, np.ndarray]:  # type: ignore[type-arg]
+        return measure(kind, labels, scores.test, np.zeros(3), weights)
+
+    ones = np.ones((1, len(labels)))
+    one = interval(float(of(ones)["auroc"][0]), sampled(of, [str(n) for n in range(len(labels))], 300)["auroc"], 0.99)
+    assert one.low < 0.5 < one.high
+
+
+def test_the_same_seed_gives_the_same_scores() -> None:
+    sets, _ = sets_of("multiclass", 1.0)
+    for protocol in PROTOCOLS.values():
+        assert np.array_equal(protocol(sets, 3).test, protocol(sets, 3).test)
+
+
+def test_few_shots_are_so_many_of_each_class() -> None:
+    sets, _ = sets_of("multiclass", 1.0)
+    few = few_shot(sets, 5, seed=1)
+    assert np.bincount(few.train_labels).tolist() == [5, 5, 5]
+    assert not np.array_equal(few.train, few_shot(sets, 5, seed=2).train)
+    assert len(few_shot(sets, 10_000, seed=1).train) == len(sets.train)
+    assert few.test is sets.test
