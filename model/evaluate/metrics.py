@@ -98,4 +98,5 @@ def _mean(values: Floats) -> Floats:
     defined = np.isfinite(values)
     count = defined.sum(0)
     total = np.where(defined, values, 0).sum(0)
-    return np.divide(total, count, out=np.full(values.shape[1], np.nan), where=count > 0)
+    mean: Floats = np.divide(total, count, out=np.full(values.shape[1], np.nan), where=count > 0)
+    return mean

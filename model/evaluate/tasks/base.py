@@ -78,7 +78,7 @@ def check(task: Task) -> None:
         if not len(chosen):
             raise DatasetError(f"{task.name}: no images for {split}; it needs more patients, or another split")
         if split != "val" and (missing := _missing(task, chosen)):
-            raise DatasetError(f"{task.name}: in {split} there is nothing of {', '.join(missing[:3])}")
+            raise DatasetError(f"{task.name}: in {split} there is nothing of {', '.join(missing[:3])}, or nothing else")
 
 
 def _missing(task: Task, chosen: npt.NDArray[np.int64]) -> list[str]:

@@ -5,12 +5,13 @@ import pytest
 
 from lumid.model.evaluate.metrics import measure
 from lumid.model.evaluate.protocols import PROTOCOLS, Sets, few_shot
-from lumid.model.evaluate.statistics import interval, sampled
 from lumid.model.evaluate.tasks.base import Kind
 
 
-def sets_of(kind: Kind, signal: float, n: int = 600, classes: int = 3, width: int = 16) -> tuple[Sets, np.ndarray]:  # type: ignore[type-arg]
-    random = np.random.default_rng(5)
+def sets_of(
+    kind: Kind, signal: float, n: int = 600, classes: int = 3, width: int = 16, seed: int = 5
+) -> tuple[Sets, np.ndarray]:  # type: ignore[type-arg]
+    random = np.random.default_rng(seed)
     centres = random.normal(0, 1, (classes, width))
     if kind == "multiclass":
         labels = random.integers(0, classes, n)
@@ -33,20 +34,23 @@ def sets_of(kind: Kind, signal: float, n: int = 600, classes: int = 3, width: in
 
 @pytest.mark.parametrize("kind", ["multiclass", "multilabel"])
 @pytest.mark.parametrize("protocol", PROTOCOLS)
-def test_what_is_separable_is_separated_and_chance_stays_chance(protocol: str, kind: Kind) -> None:
-    sets, labels = sets_of(kind, 3.0)
-    scores = PROTOCOLS[protocol](sets, 0)
-    found = measure(kind, labels, scores.test, np.zeros(3))
-    assert found["auroc"][0] > (0.98 if protocol == "paper" else 0.9999)
-    sets, labels = sets_of(kind, 0.0)
-    scores = PROTOCOLS[protocol](sets, 0)
+def test_what_is_separable_is_separated(protocol: str, kind: Kind) -> None:
+    # LARS at the paper's rate takes a thousandth of the weights' size a step: some hundred steps lead nowhere
+    sets, labels = sets_of(kind, 3.0, n=30_000 if protocol == "paper" else 600)
+    found = measure(kind, labels, PROTOCOLS[protocol](sets, 0).test, np.zeros(3))
+    assert found["auroc"][0] > {"paper": 0.97, "knn": 0.98}.get(protocol, 0.9999)
 
-    def of(weights: np.ndarray) -> dict[str, np.ndarray]:  # type: ignore[type-arg]
-        return measure(kind, labels, scores.test, np.zeros(3), weights)
 
-    ones = np.ones((1, len(labels)))
-    one = interval(float(of(ones)["auroc"][0]), sampled(of, [str(n) for n in range(len(labels))], 300)["auroc"], 0.99)
-    assert one.low < 0.5 < one.high
+@pytest.mark.parametrize("kind", ["multiclass", "multilabel"])
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_on_noise_a_probe_is_at_chance(protocol: str, kind: Kind) -> None:
+    """The mean of sixteen sets lies within four of its standard errors of one half; a test that saw its labels would not."""
+    found = []
+    for seed in range(16):
+        sets, labels = sets_of(kind, 0.0, n=240, seed=seed)
+        found.append(float(measure(kind, labels, PROTOCOLS[protocol](sets, 0).test, np.zeros(3))["auroc"][0]))
+    assert abs(np.mean(found) - 0.5) < 4 * np.std(found, ddof=1) / 4
+    assert np.std(found, ddof=1) < 0.06
 
 
 def test_the_same_seed_gives_the_same_scores() -> None:
