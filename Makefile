@@ -22,7 +22,7 @@ $(CORE): pyproject.toml | $(BIN)/python
 	@touch $@
 
 $(DEV): pyproject.toml | $(BIN)/python
-	$(BIN)/python -m pip install --quiet -e '.[train,test]'
+	$(BIN)/python -m pip install --quiet -e '.[train,eval,test]'
 	@touch $(CORE) $@
 
 demo: $(CORE) ## install lumid, build a small data set, query it, pre-train on it, draw a reconstruction

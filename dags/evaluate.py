@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from lumid.model.evaluate.tables import Line
 
 TOPIC = "lumid-evaluate"
+PAGE = "evaluation.html"
 KILLED = "keeps killing its worker: is there enough memory? try fewer --workers"
 
 
@@ -56,7 +57,7 @@ def require_evaluation() -> None:
 def run_evaluation(
     jobs: Sequence[Job], out: Path, *, baseline: str | None, cluster: ClusterSettings, draws: int, console: Console
 ) -> Evaluated:
-    """Run jobs and write ``tables.md``, ``.csv``, ``.json`` and ``.tex`` into ``out``.
+    """Run jobs and write ``tables.md``, ``.csv``, ``.json``, ``.tex``, ``classes.csv`` and ``evaluation.html`` into ``out``.
 
     A job whose predictions are there is done; one that fails costs only itself.
     """
@@ -73,15 +74,24 @@ def write_tables(
 ) -> tuple[tuple[Line, ...], tuple[Path, ...]]:
     """The tables of a folder's predictions: they are all that is needed."""
     require_evaluation()
-    from lumid.model.evaluate.jobs import read_predictions
-    from lumid.model.evaluate.tables import as_csv, as_json, latex, lines, markdown
+    from lumid.model.evaluate.page import page
+    from lumid.model.evaluate.predictions import prediction_paths, read_prediction
+    from lumid.model.evaluate.tables import as_csv, as_json, classes_csv, latex, lines, markdown
 
-    found = read_predictions(out)
+    paths = prediction_paths(out)
+    found = [read_prediction(path) for path in paths]
     if not found and not missing_is_an_error:
         return (), ()
     made = lines(found, baseline, count=draws)
-    texts = {"md": markdown(made, baseline), "csv": as_csv(made), "json": as_json(made), "tex": latex(made)}
-    files = tuple(out / f"tables.{kind}" for kind in texts)
+    texts = {
+        "tables.md": markdown(made, baseline),
+        "tables.csv": as_csv(made),
+        "classes.csv": classes_csv(made),
+        "tables.json": as_json(made),
+        "tables.tex": latex(made),
+        PAGE: page(made, list(zip(paths, found, strict=True)), baseline),
+    }
+    files = tuple(out / name for name in texts)
     for file, text in zip(files, texts.values(), strict=True):
         write_text(file, text)
     return tuple(made), files
@@ -130,7 +140,7 @@ def job_task(job: Job, number: int, out: Path, threads: int) -> str:
 
     torch.set_num_threads(threads)
     if job.device == "cuda" and torch.cuda.device_count() > 1:
-        torch.cuda.set_device(os.getpid() % torch.cuda.device_count())
+        torch.cuda.set_device(_place() % torch.cuda.device_count())
     try:
         run_job(job, out, _reporter(number))
     except LumidError as error:
@@ -138,6 +148,12 @@ def job_task(job: Job, number: int, out: Path, threads: int) -> str:
     except Exception as error:  # its text may quote anything
         return f"failed ({type(error).__name__} at {place_of(error)}); please report this line"
     return ""
+
+
+def _place() -> int:
+    """Which of a machine's workers this is: those of one are numbered, and each takes the next GPU."""
+    name = str(get_worker().name)
+    return int(name) if name.isdecimal() else os.getpid()
 
 
 def _reporter(number: int) -> Callable[[int, int], None]:

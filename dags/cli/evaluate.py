@@ -6,7 +6,7 @@ import json
 import math
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -15,6 +15,9 @@ from rich.table import Table
 from lumid.catalog.errors import EXIT_FAILED, UsageError
 from lumid.dags.cli.app import app
 from lumid.dags.cli.options import Json
+
+if TYPE_CHECKING:
+    from lumid.model.evaluate.tables import Line
 
 
 @app.command()
@@ -28,14 +31,20 @@ def evaluate(
     ] = None,
     task: Annotated[
         list[str] | None,
-        typer.Option(help="modality, plane, body-part, mr-quality, ct-quality, csv:FILE, or FILE.py; can be repeated."),
+        typer.Option(
+            help="modality, plane, body-part, mr-quality, ct-quality, chestxray14, ct-scanners; cvc-clinicdb:FOLDER, medmnist:NAME, csv:FILE, FILE.py; can be repeated."
+        ),
     ] = None,
     data: Annotated[str | None, typer.Option(help="The data set, or a subset's file, that tasks are made of.")] = None,
     out: Annotated[Path, typer.Option(help="Folder for features, predictions and tables; run again to go on.")] = Path(
         "evaluation"
     ),
     protocol: Annotated[
-        list[str] | None, typer.Option(help="linear, logistic, knn or paper; can be repeated.", show_default="linear")
+        list[str] | None,
+        typer.Option(
+            help="linear, logistic, knn, paper, finetune; of masks segmentation or finetune; can be repeated.",
+            show_default="linear, or segmentation",
+        ),
     ] = None,
     shots: Annotated[
         list[int] | None, typer.Option(help="Training images a class; 0: all; can be repeated.", show_default="0")
@@ -51,6 +60,22 @@ def evaluate(
         bool,
         typer.Option("--allow-leak", help="Go on where an encoder has seen the test's patients; the table says so."),
     ] = False,
+    seen: Annotated[
+        list[str] | None,
+        typer.Option(help="A data set that encoders may have been trained on: it tells which patients they have seen."),
+    ] = None,
+    tune: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=VALUE", help="A setting of finetune, such as epochs=20 or mixup=0.8; can be repeated."
+        ),
+    ] = None,
+    head: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=VALUE", help="A setting of the segmentation head, such as epochs=20; can be repeated."
+        ),
+    ] = None,
     device: Annotated[str | None, typer.Option(help="cpu or cuda; by default the GPU if there is one.")] = None,
     workers: Annotated[int, typer.Option(min=1, help="Jobs at a time on this machine.")] = 1,
     scheduler: Annotated[str | None, typer.Option(help="Address of a running Dask scheduler.")] = None,
@@ -82,6 +107,7 @@ def evaluate(
         if not models or not task:
             raise UsageError("name a model and a --task; see: lumid evaluate --help")
         from lumid.model.evaluate.jobs import jobs_of
+        from lumid.model.evaluate.settings import FineTuning, Probing, set_fields
 
         given = dict(_pair(one) for one in weights or [])
         if unused := [name for name in given if name not in models]:
@@ -90,8 +116,9 @@ def evaluate(
             job
             for model in models
             for job in jobs_of(
-                [model], task, data, protocol or ["linear"], seeds,
+                [model], task, data, protocol or [], seeds,
                 shots=tuple(shots or [0]), weights=given.get(model), device=device or _device(), allow_leak=allow_leak,
+                seen=tuple(seen or []), fine_tuning=set_fields(FineTuning(), tune or []), probing=set_fields(Probing(), head or []),
             )
         ]  # fmt: skip
         done = run_evaluation(
@@ -117,6 +144,7 @@ def evaluate(
 
 def _print(done: object, console: Console) -> None:
     from lumid.dags.evaluate import Evaluated
+    from lumid.model.evaluate.tables import HEADS
 
     assert isinstance(done, Evaluated)
     tables: dict[str, Table] = {}
@@ -124,10 +152,11 @@ def _print(done: object, console: Console) -> None:
         few = f", {line.shots} a class" if line.shots else ""
         title = f"{line.task}: {line.protocol}{few} ({line.images:,} test images, {line.patients:,} patients)"
         if title not in tables:
-            tables[title] = Table("model", "accuracy", "AUROC", "95 %", "Δ", "p", title=title, title_justify="left")
-        auroc, against = line.metrics["auroc"], line.against
+            heads = ("model", HEADS[_second(line)], HEADS[line.tested], "95 %", "Δ", "p")
+            tables[title] = Table(*heads, title=title, title_justify="left")
+        tested, against = line.metrics[line.tested], line.against
         tables[title].add_row(
-            line.model, f"{line.metrics['accuracy'].value:.3f}", f"{auroc.value:.3f}", f"{auroc.low:.3f}–{auroc.high:.3f}",
+            line.model, f"{line.metrics[_second(line)].value:.3f}", f"{tested.value:.3f}", f"{tested.low:.3f}–{tested.high:.3f}",
             "" if against is None else f"{against.value:+.3f}", "" if against is None or math.isnan(against.p) else f"{against.p:.3f}",
         )  # fmt: skip
     for table in tables.values():
@@ -138,6 +167,11 @@ def _print(done: object, console: Console) -> None:
         Console(stderr=True, highlight=False, soft_wrap=True).print(
             f"[red]{one.model} · {one.task}:[/] {one.why}", markup=True
         )
+
+
+def _second(line: Line) -> str:
+    """The metric beside the tested one."""
+    return "iou" if line.tested == "dice" else "accuracy"
 
 
 def _pair(text: str) -> tuple[str, str]:

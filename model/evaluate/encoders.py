@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -56,6 +57,7 @@ class Encoder:
     preprocessing: Preprocessing
     weights_hash: str
     trained_on: TrainedOn | None = None
+    at_random: bool = False
 
     @property
     def features(self) -> int:
@@ -71,14 +73,19 @@ class Encoder:
 
 def normalized(images: Tensor, wanted: Preprocessing) -> Tensor:
     """Images in [0, 1] as an encoder wants them: grey ones as so many equal channels, colour as grey where it has one."""
-    channels = images.shape[1]
-    if channels == 1 < wanted.channels:
-        images = images.expand(-1, wanted.channels, -1, -1)
-    elif channels == 3 and wanted.channels == 1:
-        weights = torch.tensor((0.299, 0.587, 0.114), device=images.device).view(1, 3, 1, 1)  # luma of ITU-R BT.601
-        images = (images * weights).sum(1, keepdim=True)
+    images = in_channels(images, wanted.channels)
     mean, std = (torch.tensor(of, device=images.device).view(1, -1, 1, 1) for of in (wanted.mean, wanted.std))
     return (images - mean[:, : wanted.channels]) / std[:, : wanted.channels]
+
+
+def in_channels(images: Tensor, channels: int) -> Tensor:
+    """Grey images as so many equal channels, colour as grey (luma of ITU-R BT.601) where there is to be one."""
+    if images.shape[1] == 1:
+        return images.expand(-1, channels, -1, -1)
+    if channels == 1:
+        weights = torch.tensor((0.299, 0.587, 0.114), device=images.device).view(1, 3, 1, 1)
+        return (images * weights).sum(1, keepdim=True)
+    return images
 
 
 def embed(model: nn.Module, images: Tensor) -> Tensor:
@@ -104,30 +111,34 @@ def feature_map(model: nn.Module, images: Tensor) -> Tensor:
     return found.permute(0, 3, 1, 2).contiguous() if last else found
 
 
-def load_encoder(spec: str, weights: Path | None = None, *, seed: int = 0) -> Encoder:
+def load_encoder(
+    spec: str, weights: Path | None = None, *, seed: int = 0, options: Mapping[str, Any] | None = None
+) -> Encoder:
     """An encoder by what names it, on the CPU, in evaluation mode.
 
     ``spec``: the folder of a `lumid pretrain` run, of `lumid export` or `lumid convert`; a ``.pth`` file of the MAE
     family; or a name of timm's, whose weights come from ``weights`` or from the hub's cache; ``random:`` before any of
-    these keeps the architecture and draws the weights from ``seed``. Raises :class:`UsageError` with what is missing.
+    these keeps the architecture and draws the weights from ``seed``. ``options``: more for ``timm.create_model``, such as a
+    rate of ``drop_path_rate``, none of which changes the weights. Raises :class:`UsageError` with what is missing.
     """
     at_random = spec.startswith(RANDOM)
     source = spec.removeprefix(RANDOM)
+    more = dict(options or {})
     path = Path(source)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)  # what is not loaded is drawn
         if (path / CHECKPOINTS).is_dir():
-            found = _of_run(path, at_random)
+            found = _of_run(path, at_random, more)
         elif (path / CONFIG).is_file():
-            found = _of_folder(path, at_random)
+            found = _of_folder(path, at_random, more)
         elif path.suffix in (".pth", ".pt") and path.is_file():
-            found = _of_checkpoint(path, at_random)
+            found = _of_checkpoint(path, at_random, more)
         elif path.exists() or path.suffix in (".pth", ".pt") or len(path.parts) > 1:
             raise UsageError(
                 f"{source}: no encoder; give a run, a folder of `lumid export`, a .pth file or a name of timm's"
             )
         else:
-            return _of_timm(source, weights, at_random)
+            return _of_timm(source, weights, at_random, more)
     if weights is not None:
         raise UsageError(f"{source}: has its own weights; --weights is for names of timm's")
     return found
@@ -142,21 +153,21 @@ def hash_of(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def _of_run(path: Path, at_random: bool) -> Encoder:
+def _of_run(path: Path, at_random: bool, more: Mapping[str, Any]) -> Encoder:
     mae, recipe, state = read_run(path)
     arguments = timm_arguments(recipe.model)
-    model = timm.create_model(**arguments)
+    model = timm.create_model(**arguments, **more)
     if not at_random:
         model.load_state_dict(mae.encoder.state_dict(), strict=True)
     wanted = _lumids(arguments, recipe.data.input)
     return _finished(path.name, model, wanted, at_random, TrainedOn(state.catalog_hash, recipe.data.where))
 
 
-def _of_folder(path: Path, at_random: bool) -> Encoder:
+def _of_folder(path: Path, at_random: bool, more: Mapping[str, Any]) -> Encoder:
     try:
         config: dict[str, Any] = read_config(path)
         arguments: dict[str, Any] = config["timm"]
-        model = timm.create_model(**arguments)
+        model = timm.create_model(**arguments, **more)
         if not at_random:
             model.load_state_dict(load_file(path / ENCODER), strict=True)
     except (OSError, SafetensorError, ValueError, KeyError, TypeError, RuntimeError):
@@ -171,10 +182,10 @@ def _of_folder(path: Path, at_random: bool) -> Encoder:
     return _finished(path.name, model, wanted, at_random, TrainedOn(config["catalog_hash"], data.get("where") or ""))
 
 
-def _of_checkpoint(path: Path, at_random: bool) -> Encoder:
+def _of_checkpoint(path: Path, at_random: bool, more: Mapping[str, Any]) -> Encoder:
     encoder, decoder, _ = split(path, read_weights(path))
     settings = infer_settings(path, encoder, decoder)
-    model = timm.create_model(**timm_arguments(settings))
+    model = timm.create_model(**timm_arguments(settings), **more)
     try:
         if not at_random:
             model.load_state_dict(encoder, strict=True)
@@ -184,11 +195,11 @@ def _of_checkpoint(path: Path, at_random: bool) -> Encoder:
     return _finished(path.stem, model, wanted, at_random)
 
 
-def _of_timm(name: str, weights: Path | None, at_random: bool) -> Encoder:
+def _of_timm(name: str, weights: Path | None, at_random: bool, more: Mapping[str, Any]) -> Encoder:
     if not timm.is_model(name.partition(".")[0]):
         close = ", ".join(timm.list_models(f"*{name.partition('.')[0][:12]}*")[:3])
         raise UsageError(f"{name}: neither a file nor a model of timm's{f'; did you mean {close}?' if close else ''}")
-    options: dict[str, Any] = {"num_classes": 0, "pretrained": not at_random}
+    options: dict[str, Any] = {"num_classes": 0, "pretrained": not at_random, **more}
     if weights is not None:
         if not weights.is_file():
             raise UsageError(f"{weights}: no such file of weights")
@@ -245,7 +256,7 @@ def _finished(
 ) -> Encoder:
     model = model.eval().requires_grad_(False)
     if at_random:
-        return Encoder(f"{name} (random)", model, wanted, hash_of(model))
+        return Encoder(f"{name} (random)", model, wanted, hash_of(model), at_random=True)
     return Encoder(name, model, wanted, hash_of(model), trained_on)
 
 

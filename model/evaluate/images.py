@@ -29,6 +29,15 @@ class Images(Protocol):
         """All of them once: their indices, and ``float32 [batch, 1 or 3, size, size]`` in [0, 1]."""
         ...
 
+    def subset(self, indices: Numbers) -> Images:
+        """Some of them, counted anew."""
+        ...
+
+    @property
+    def channels(self) -> int:
+        """3 where any may be in colour, else 1."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class CatalogImages:
@@ -44,6 +53,15 @@ class CatalogImages:
             of_it = np.flatnonzero(pc.equal(channels, count).to_numpy(zero_copy_only=False))
             if len(of_it):
                 yield from self._of(of_it, count, size, bicubic, batch_size)
+
+    def subset(self, indices: Numbers) -> CatalogImages:
+        """Some of them, counted anew."""
+        return replace(self, selection=replace(self.selection, table=self.selection.table.take(pa.array(indices))))
+
+    @property
+    def channels(self) -> int:
+        """3 where any is in colour, else 1."""
+        return int(pc.max(self.selection.table["channels"]).as_py())
 
     def _of(
         self, rows: Numbers, channels: int, size: int, bicubic: bool, batch_size: int
@@ -70,16 +88,31 @@ class CatalogImages:
 
 @dataclass(frozen=True, slots=True)
 class FileImages:
-    """Pictures in files that OpenCV reads (PNG, JPEG, TIFF …), of 8 or 16 bits, over the whole range of these."""
+    """Pictures in files that OpenCV reads (PNG, JPEG, TIFF …), of 8 or 16 bits, over the whole range of these.
+
+    ``colour``: as it is, else as grey; ``whole``: stretched to a square, else cut to the largest centred one.
+    """
 
     paths: Sequence[Path] = field(repr=False)
+    colour: bool = True
+    whole: bool = False
 
     def batches(self, size: int, bicubic: bool, batch_size: int) -> Iterator[tuple[Numbers, Tensor]]:
         """Raises :class:`DatasetError` for a file that is no picture."""
-        yield from _from_arrays(len(self.paths), self._read, size, bicubic, batch_size)
+        yield from _from_arrays(len(self.paths), self._read, size, bicubic, batch_size, whole=self.whole)
+
+    def subset(self, indices: Numbers) -> FileImages:
+        """Some of them, counted anew."""
+        return replace(self, paths=[self.paths[index] for index in indices])
+
+    @property
+    def channels(self) -> int:
+        """3 where they may be in colour, else 1."""
+        return 3 if self.colour else 1
 
     def _read(self, index: int) -> npt.NDArray[np.float32]:
-        image = cv2.imread(str(self.paths[index]), cv2.IMREAD_ANYDEPTH | cv2.IMREAD_ANYCOLOR)
+        colour = cv2.IMREAD_ANYCOLOR if self.colour else cv2.IMREAD_GRAYSCALE
+        image = cv2.imread(str(self.paths[index]), cv2.IMREAD_ANYDEPTH | colour)
         if image is None:
             raise DatasetError(f"image {index + 1} of the table cannot be read as a picture")
         if image.ndim == 3:
@@ -100,6 +133,15 @@ class ArrayImages:
             return np.asarray(self.values[index], np.float32) / np.float32(255)
 
         yield from _from_arrays(len(self.values), read, size, bicubic, batch_size)
+
+    def subset(self, indices: Numbers) -> ArrayImages:
+        """Some of them, counted anew."""
+        return ArrayImages(self.values[indices])
+
+    @property
+    def channels(self) -> int:
+        """3 where they are in colour, else 1."""
+        return 3 if self.values.ndim == 4 else 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,26 +167,46 @@ class Changed:
             )
             yield indices, resized.clamp_(0, 1)
 
+    def subset(self, indices: Numbers) -> Changed:
+        """Some of them, counted anew, changed as before."""
+        return replace(
+            self,
+            images=self.images.subset(indices),
+            change=lambda index, image: self.change(int(indices[index]), image),
+        )
+
+    @property
+    def channels(self) -> int:
+        """They are grey."""
+        return 1
+
 
 def _from_arrays(
-    count: int, read: Callable[[int], npt.NDArray[np.float32]], size: int, bicubic: bool, batch_size: int
+    count: int,
+    read: Callable[[int], npt.NDArray[np.float32]],
+    size: int,
+    bicubic: bool,
+    batch_size: int,
+    *,
+    whole: bool = False,
 ) -> Iterator[tuple[Numbers, Tensor]]:
     """Batches of pictures of one number of channels each; the largest centred square, resized."""
     for begin in range(0, count, batch_size):
         by_channels: dict[int, list[tuple[int, npt.NDArray[np.float32]]]] = {}
         for index in range(begin, min(begin + batch_size, count)):
-            square = _square(read(index), size, bicubic)
+            square = _square(read(index), size, bicubic, whole)
             by_channels.setdefault(square.shape[0], []).append((index, square))
         for found in by_channels.values():
             yield np.array([index for index, _ in found]), torch.from_numpy(np.stack([one for _, one in found]))
 
 
-def _square(image: npt.NDArray[np.float32], size: int, bicubic: bool) -> npt.NDArray[np.float32]:
+def _square(image: npt.NDArray[np.float32], size: int, bicubic: bool, whole: bool) -> npt.NDArray[np.float32]:
     rows, columns = image.shape[:2]
     side = min(rows, columns)
-    top, left = (rows - side) // 2, (columns - side) // 2
-    cut = np.ascontiguousarray(image[top : top + side, left : left + side])
+    if not whole:
+        top, left = (rows - side) // 2, (columns - side) // 2
+        image = np.ascontiguousarray(image[top : top + side, left : left + side])
     larger = cv2.INTER_CUBIC if bicubic else cv2.INTER_LINEAR
-    resized = cv2.resize(cut, (size, size), interpolation=cv2.INTER_AREA if side > size else larger)
+    resized = cv2.resize(image, (size, size), interpolation=cv2.INTER_AREA if side > size else larger)
     planes = resized[None] if resized.ndim == 2 else resized.transpose(2, 0, 1)
     return np.clip(np.ascontiguousarray(planes), 0, 1)

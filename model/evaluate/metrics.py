@@ -15,6 +15,13 @@ from lumid.model.evaluate.tasks.base import Kind
 Floats = npt.NDArray[np.float64]
 METRICS = ("accuracy", "sensitivity", "specificity", "auroc", "auprc", "f1")
 """Means over the classes (macro) but for accuracy, which is over the images; of several labels, over labels and images."""
+MASK_METRICS = ("dice", "iou", "max_f")
+"""Of masks: means over images of Dice and intersection over union at one half, and the greatest mean Dice (F1) of any
+threshold, which the field calls max-F; as its threshold is chosen on the test itself, it flatters."""
+LEVELS = 256
+"""Grey levels in which a probability is kept."""
+OF_CLASS = "/"
+"""Between metric and class in names of metrics of one class."""
 
 
 def measure(
@@ -23,6 +30,7 @@ def measure(
     """The metrics of predictions, each ``float64 [draws]``. A class that a draw has nothing of, or nothing but, does not
     count in its means; NaN where there is no such class.
 
+    Beside the means there are those of each class against the others, named ``metric/number of the class``.
     ``labels``: ``int64 [n]`` or ``bool [n, classes]``; ``scores``: ``[n, classes]``, higher is likelier; ``thresholds``:
     ``[classes]``, of several labels: above is yes; of one the highest score is. ``weights``: ``[draws, n]``, 1 by default.
     """
@@ -37,7 +45,33 @@ def measure(
         right = (truth == said).mean(1)
     by_class = [one_class(truth[:, one], scores[:, one], said[:, one], weight) for one in range(count)]
     means = {name: _mean(np.stack([values[name] for values in by_class])) for name in METRICS[1:]}
-    return {"accuracy": weight @ right / weight.sum(1), **means}
+    each = {f"{name}{OF_CLASS}{one}": by_class[one][name] for one in range(count) for name in METRICS}
+    return {"accuracy": weight @ right / weight.sum(1), **means, **each}
+
+
+def mask_curves(masks: npt.NDArray[np.bool_], scores: npt.NDArray[np.uint8]) -> tuple[Floats, Floats]:
+    """Dice and intersection over union of every image at every threshold, ``float64 [n, 256]`` each: above it is yes.
+
+    ``masks``, ``scores``: ``[n, rows, columns]``. Where neither has anything, both are 1.
+    """
+    dice, overlap = np.empty((len(masks), LEVELS)), np.empty((len(masks), LEVELS))
+    for number, (mask, score) in enumerate(zip(masks, scores, strict=True)):
+        inside = np.bincount(score[mask], minlength=LEVELS)
+        outside = np.bincount(score[~mask], minlength=LEVELS)
+        hits = inside.sum() - np.cumsum(inside)
+        alarms = outside.sum() - np.cumsum(outside)
+        union = alarms + inside.sum()
+        dice[number] = np.where(union > 0, 2 * hits / np.maximum(hits + union, 1), 1)
+        overlap[number] = np.where(union > 0, hits / np.maximum(union, 1), 1)
+    return dice, overlap
+
+
+def measure_masks(dice: Floats, overlap: Floats, weights: Floats | None = None) -> dict[str, Floats]:
+    """The metrics of masks, each ``float64 [draws]``, from :func:`mask_curves`; ``weights``: ``[draws, n]``, 1 by default."""
+    weight = np.ones((1, len(dice))) if weights is None else weights
+    weight = weight / weight.sum(1, keepdims=True)
+    half = LEVELS // 2 - 1
+    return {"dice": weight @ dice[:, half], "iou": weight @ overlap[:, half], "max_f": (weight @ dice).max(1)}
 
 
 def one_class(
@@ -48,8 +82,10 @@ def one_class(
     defined = (of_class > 0) & (others > 0)
     of_class, others = (np.where(defined, total, np.nan) for total in (of_class, others))
     hits, alarms = weights @ (truth & said), weights @ (~truth & said)
+    total = of_class + others
     auroc, auprc = _areas(truth, scores, weights, of_class, others)
     return {
+        "accuracy": (hits + others - alarms) / total,
         "sensitivity": hits / of_class,
         "specificity": 1 - alarms / others,
         "auroc": auroc,

@@ -5,9 +5,10 @@ Each is fitted on train, chooses what there is to choose on validation, and is a
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 
 from lumid.model.evaluate.features import Features
 from lumid.model.evaluate.metrics import Floats, measure
+from lumid.model.evaluate.rows import Rows
 from lumid.model.evaluate.tasks.base import Kind
 
 Labels = npt.NDArray[Any]
@@ -35,11 +37,11 @@ class Sets:
 
     kind: Kind
     classes: int
-    train: Features
+    train: Rows
     train_labels: Labels
-    val: Features
+    val: Rows
     val_labels: Labels
-    test: Features
+    test: Rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,19 +55,18 @@ class Scores:
 
 def neighbours(sets: Sets, _seed: int = 0) -> Scores:
     """k nearest neighbours by cosine, each with weight exp(similarity / 0.07) (Wu et al. 2018); k on validation."""
-    train = _unit(sets.train)
     truth = _as_matrix(sets.train_labels, sets)
-    counts = [count for count in NEIGHBOURS if count <= len(train)] or [len(train)]
-    val = _vote(train, truth, _unit(sets.val), counts)
+    counts = [count for count in NEIGHBOURS if count <= len(sets.train)] or [len(sets.train)]
+    val = _vote(sets.train, truth, sets.val, counts)
     best = max(counts, key=lambda count: (_quality(sets, val[count]), -count))
-    test = _vote(train, truth, _unit(sets.test), [best])
+    test = _vote(sets.train, truth, sets.test, [best])
     return Scores(val[best], test[best], {"k": best})
 
 
 def logistic(sets: Sets, seed: int = 0) -> Scores:
     """Logistic regression (scikit-learn, L2) of standardised features; the penalty on validation."""
     scale = _Standard.of(sets.train)
-    train, val, test = scale(sets.train), scale(sets.val), scale(sets.test)
+    train, val, test = (scale(rows.whole("logistic")) for rows in (sets.train, sets.val, sets.test))
     found = []
     for penalty in PENALTIES:
         models = _regressions(train, sets, penalty, seed)
@@ -80,18 +81,17 @@ def linear(sets: Sets, seed: int = 0) -> Scores:
     """A linear layer by AdamW over a grid of rates and decays, all at once; rate, decay and epoch on validation."""
     scale = _Standard.of(sets.train)
     grid = [(rate, decay) for rate in RATES for decay in DECAYS]
-    layer = _Grid(sets.train.shape[1], sets.classes, grid)
-    train = torch.from_numpy(scale(sets.train))
-    labels, val = torch.from_numpy(sets.train_labels), torch.from_numpy(scale(sets.val))
+    layer = _Grid(sets.train.width, sets.classes, grid)
+    labels = torch.from_numpy(sets.train_labels)
     random = torch.Generator().manual_seed(seed)
     best = (-math.inf, 0, 0, torch.empty(0))
-    steps = EPOCHS * math.ceil(len(train) / BATCH)
+    steps = EPOCHS * math.ceil(len(sets.train) / BATCH)
     for epoch in range(EPOCHS):
-        for rows in torch.split(torch.randperm(len(train), generator=random), BATCH):
-            layer.step(train[rows], labels[rows], sets.kind, steps)
-        scores = layer(val).numpy().astype(np.float64)
+        for rows in torch.split(torch.randperm(len(sets.train), generator=random), BATCH):
+            layer.step(torch.from_numpy(scale(sets.train.take(rows.numpy()))), labels[rows], sets.kind, steps)
+        scores = torch.cat([layer(torch.from_numpy(scale(block))) for block in sets.val.blocks()], 1)
         for number in range(len(grid)):
-            quality = _quality(sets, scores[number])
+            quality = _quality(sets, scores[number].double().numpy())
             if quality > best[0]:
                 best = (quality, epoch + 1, number, layer.weights[number].clone())
         if epoch + 1 - best[1] >= PATIENCE:
@@ -99,7 +99,10 @@ def linear(sets: Sets, seed: int = 0) -> Scores:
     quality, epochs, number, weights = best
     rate, decay = grid[number]
     val_scores, test_scores = (
-        (_with_one(torch.from_numpy(scale(of))) @ weights).double().numpy() for of in (sets.val, sets.test)
+        np.concatenate(
+            [(_with_one(torch.from_numpy(scale(block))) @ weights).double().numpy() for block in of.blocks()]
+        )
+        for of in (sets.val, sets.test)
     )
     chosen = {"rate": rate, "decay": decay, "epochs": epochs, "validation": quality}
     return Scores(val_scores, test_scores, chosen)
@@ -111,35 +114,36 @@ def paper(sets: Sets, seed: int = 0) -> Scores:
     Its crops and flips are left out, since features are cached; the epoch is chosen on validation, not on the test.
     """
     random = torch.Generator().manual_seed(seed)
-    width = sets.train.shape[1]
+    width = sets.train.width
     layer = nn.Linear(width, sets.classes)
     head = nn.Sequential(nn.BatchNorm1d(width, affine=False, eps=1e-6), layer)
     nn.init.trunc_normal_(layer.weight, std=0.01, generator=random)
     nn.init.zeros_(layer.bias)
     batch = min(PAPER_BATCH, len(sets.train))
     momenta = [torch.zeros_like(parameter) for parameter in head.parameters()]
-    labels, val, test = (
-        torch.from_numpy(sets.train_labels),
-        torch.from_numpy(np.array(sets.val)),
-        torch.from_numpy(np.array(sets.test)),
-    )
-    best: tuple[float, int, Floats, Floats] = (-math.inf, 0, np.empty(0), np.empty(0))
+    labels = torch.from_numpy(sets.train_labels)
+    best: tuple[float, int, Floats, dict[str, Tensor]] = (-math.inf, 0, np.empty(0), {})
     per_epoch = max(1, len(sets.train) // batch)
     for epoch in range(PAPER_EPOCHS):
         head.train()
         order = torch.randperm(len(sets.train), generator=random)
         for number in range(per_epoch):
             rows = order[number * batch : (number + 1) * batch]
-            loss = _loss(head(torch.from_numpy(sets.train[rows.numpy()])), labels[rows], sets.kind)
+            loss = _loss(head(torch.from_numpy(sets.train.take(rows.numpy()))), labels[rows], sets.kind)
             gradients = torch.autograd.grad(loss, list(head.parameters()))
             _lars(list(head.parameters()), gradients, momenta, _paper_rate(epoch + number / per_epoch, batch))
         head.eval()
-        with torch.no_grad():
-            scores = head(val).double().numpy()
-            quality = _quality(sets, scores)
-            if quality > best[0]:
-                best = (quality, epoch + 1, scores, head(test).double().numpy())
-    return Scores(best[2], best[3], {"epoch": best[1], "validation": best[0]})
+        scores = _scores_of(head, sets.val)
+        quality = _quality(sets, scores)
+        if quality > best[0]:
+            best = (quality, epoch + 1, scores, copy.deepcopy(head.state_dict()))
+    head.load_state_dict(best[3])
+    return Scores(best[2], _scores_of(head, sets.test), {"epoch": best[1], "validation": best[0]})
+
+
+@torch.no_grad()
+def _scores_of(head: nn.Module, rows: Rows) -> Floats:
+    return np.concatenate([head(torch.from_numpy(block)).double().numpy() for block in rows.blocks()])
 
 
 PROTOCOLS: dict[str, Callable[[Sets, int], Scores]] = {
@@ -152,14 +156,18 @@ PROTOCOLS: dict[str, Callable[[Sets, int], Scores]] = {
 
 def few_shot(sets: Sets, shots: int, seed: int) -> Sets:
     """The same with so many training images a class (of a label: that have it), drawn by ``seed``; fewer where there are."""
+    kept = few_shot_rows(sets.kind, sets.classes, sets.train_labels, shots, seed)
+    return replace(sets, train=sets.train.subset(kept), train_labels=sets.train_labels[kept])
+
+
+def few_shot_rows(kind: Kind, classes: int, labels: Labels, shots: int, seed: int) -> npt.NDArray[np.int64]:
+    """Which of the training images those are, in order."""
     random = np.random.default_rng((seed, shots))
-    truth = _as_matrix(sets.train_labels, sets)
-    rows = {
-        int(row) for one in range(sets.classes) for row in random.permutation(np.flatnonzero(truth[:, one]))[:shots]
-    }
-    kept = np.array(sorted(rows))
-    return Sets(
-        sets.kind, sets.classes, sets.train[kept], sets.train_labels[kept], sets.val, sets.val_labels, sets.test
+    truth = np.eye(classes)[labels] if kind == "multiclass" else labels
+    return np.array(
+        sorted(
+            {int(row) for one in range(classes) for row in random.permutation(np.flatnonzero(truth[:, one]))[:shots]}
+        )
     )
 
 
@@ -172,21 +180,33 @@ def _unit(values: Features) -> Features:
     return whole
 
 
-def _vote(train: Features, truth: Floats, asked: Features, counts: list[int]) -> dict[int, Floats]:
-    """Scores by every number of neighbours; a thousand images at a time."""
+def _vote(train: Rows, truth: Floats, asked: Rows, counts: list[int]) -> dict[int, Floats]:
+    """Scores by every number of neighbours; block by block of both sides, of which the nearest so far are kept."""
     found: dict[int, list[Floats]] = {count: [] for count in counts}
-    most = max(counts)
-    for begin in range(0, len(asked), 1000):
-        similar = asked[begin : begin + 1000] @ train.T
-        nearest = np.argpartition(-similar, most - 1, axis=1)[:, :most]
-        order = np.take_along_axis(
-            nearest, np.argsort(-np.take_along_axis(similar, nearest, 1), axis=1, kind="stable"), 1
-        )
-        weights = np.exp((np.take_along_axis(similar, order, 1).astype(np.float64) - 1) / TEMPERATURE)
+    for block in asked.blocks():
+        similar, nearest = _nearest(train, _unit(block), max(counts))
+        weights = np.exp((similar.astype(np.float64) - 1) / TEMPERATURE)
         for count in counts:
-            voted = np.einsum("nk,nkc->nc", weights[:, :count], truth[order[:, :count]])
+            voted = np.einsum("nk,nkc->nc", weights[:, :count], truth[nearest[:, :count]])
             found[count].append(voted / np.maximum(weights[:, :count].sum(1, keepdims=True), 1e-300))
     return {count: np.concatenate(parts) for count, parts in found.items()}
+
+
+def _nearest(train: Rows, asked: Features, most: int) -> tuple[Features, npt.NDArray[np.int64]]:
+    """Similarity and place of the ``most`` nearest rows, ``[n, most]`` each, the nearest first."""
+    similar = np.full((len(asked), 0), 0, np.float32)
+    places = np.full((len(asked), 0), 0, np.int64)
+    begin = 0
+    for block in train.blocks():
+        similar = np.concatenate([similar, asked @ _unit(block).T], 1)
+        here = np.broadcast_to(np.arange(begin, begin + len(block)), (len(asked), len(block)))
+        places = np.concatenate([places, here], 1)
+        begin += len(block)
+        if similar.shape[1] > most:
+            kept = np.argpartition(-similar, most - 1, axis=1)[:, :most]
+            similar, places = np.take_along_axis(similar, kept, 1), np.take_along_axis(places, kept, 1)
+    order = np.argsort(-similar, axis=1, kind="stable")
+    return np.take_along_axis(similar, order, 1), np.take_along_axis(places, order, 1)
 
 
 # ---- logistic regression
@@ -200,12 +220,11 @@ class _Standard:
     deviation: Features
 
     @classmethod
-    def of(cls, values: Features) -> _Standard:
-        deviation = np.asarray(np.std(values, axis=0, dtype=np.float64))
-        return cls(
-            np.asarray(np.mean(values, axis=0, dtype=np.float64), np.float32),
-            np.asarray(np.where(deviation > 1e-8, deviation, 1), np.float32),
-        )
+    def of(cls, rows: Rows) -> _Standard:
+        mean = sum((block.sum(0, dtype=np.float64) for block in rows.blocks()), np.zeros(rows.width)) / len(rows)
+        squares = sum((((block - mean) ** 2).sum(0) for block in rows.blocks()), np.zeros(rows.width))
+        deviation = np.sqrt(squares / len(rows))
+        return cls(mean.astype(np.float32), np.where(deviation > 1e-8, deviation, 1).astype(np.float32))
 
     def __call__(self, values: Features) -> Features:
         return np.asarray((values - self.mean) / self.deviation, np.float32)

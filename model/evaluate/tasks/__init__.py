@@ -10,7 +10,11 @@ from lumid.catalog.errors import LumidError, UsageError
 from lumid.catalog.places import Anywhere
 from lumid.model.evaluate.tasks.base import Task
 from lumid.model.evaluate.tasks.catalog import body_part, modality, plane
+from lumid.model.evaluate.tasks.chest import chest_xray14
+from lumid.model.evaluate.tasks.medmnist import medmnist
+from lumid.model.evaluate.tasks.polyps import cvc_clinicdb
 from lumid.model.evaluate.tasks.quality import ct_quality, mr_quality
+from lumid.model.evaluate.tasks.scanners import ct_scanners
 from lumid.model.evaluate.tasks.table import from_table
 
 Make = Callable[[Anywhere | None], Task]
@@ -20,24 +24,35 @@ TASKS: dict[str, Make] = {
     "plane": plane,
     "mr-quality": mr_quality,
     "ct-quality": ct_quality,
+    "chestxray14": chest_xray14,
+    "ct-scanners": ct_scanners,
 }
 """Tasks by name. Each takes the data set that was named on the command line, or None, and checks what it is given."""
+OF_FILES: dict[str, Callable[[str], Task]] = {
+    "cvc-clinicdb": lambda folder: cvc_clinicdb(Path(folder)),
+    "medmnist": medmnist,
+    "csv": lambda path: from_table(Path(path)),
+}
+"""Tasks of files: what stands before the colon, and what is made of what stands after it."""
 
 
 def load_task(spec: str, data: Anywhere | None) -> Task:
-    """A task by its name, ``csv:FILE`` for a table of images and labels, or a Python file with a function ``task(data)``.
+    """A task by its name, ``csv:FILE`` for a table of images and labels, ``cvc-clinicdb:FOLDER``, ``medmnist:NAME``, or a
+    Python file with a function ``task(data)``.
 
     Raises :class:`UsageError` for anything else, and what the task itself raises when its data are not there or not sound.
     """
     if spec in TASKS:
         return TASKS[spec](data)
-    if spec.startswith("csv:"):
-        return from_table(Path(spec.removeprefix("csv:")))
+    kind, colon, what = spec.partition(":")
+    if colon and kind in OF_FILES:
+        return OF_FILES[kind](what)
     path = Path(spec)
     if path.suffix == ".py" and path.is_file():
         return _of_file(path)(data)
     raise UsageError(
-        f"{spec}: no such task; there are {', '.join(TASKS)}, csv:FILE, and FILE.py with a function task(data)"
+        f"{spec}: no such task; there are {', '.join(TASKS)}, cvc-clinicdb:FOLDER, medmnist:NAME, csv:FILE, and FILE.py "
+        "with a function task(data)"
     )
 
 

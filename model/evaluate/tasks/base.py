@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -15,17 +16,29 @@ from lumid.catalog.places import Anywhere
 from lumid.model.evaluate.images import Images
 
 SPLITS = ("train", "val", "test")
-Kind = Literal["multiclass", "multilabel"]
+Kind = Literal["multiclass", "multilabel", "masks"]
+
+
+@dataclass(frozen=True, slots=True)
+class Reported:
+    """What the paper reports of its own model on the task, and whether lumid's numbers may be put beside it."""
+
+    values: str
+    comparable: bool
+    why: str
 
 
 @dataclass(frozen=True, slots=True)
 class Task:
     """Images with labels.
 
-    ``labels``: ``int64 [n]``, indices into ``classes`` (multiclass), or ``bool [n, classes]`` (multilabel). ``patients``:
+    ``labels``: ``int64 [n]``, indices into ``classes`` (multiclass), ``bool [n, classes]`` (multilabel), or of masks
+    ``int64 [n]`` zeros; ``masks``: then, the true mask of each image, above one half is inside. ``pseudonyms``: of images that are files, whether ``patients`` are those that lumid gives the source's. ``patients``:
     who may not be in two splits, and what intervals are drawn by. ``splits``: train, val or test, of each image.
     ``ids``: names of the images, unique, free of anything that names a patient. ``data``: where the images are from,
-    if from a lumid data set; then ``ids`` are its keys. ``note``: what a reader of the table has to know.
+    if from a lumid data set; then ``ids`` are its keys. ``version``: what changes
+    with the images where their names do not: a catalog's hash, files' sizes and times. ``note``: what a reader of the
+    table has to know.
     """
 
     name: str
@@ -38,6 +51,10 @@ class Task:
     ids: Sequence[str] = field(repr=False)
     data: Anywhere | None = None
     note: str = ""
+    masks: Images | None = field(default=None, repr=False)
+    reported: Reported | None = None
+    pseudonyms: bool = False
+    version: str = ""
 
     def __post_init__(self) -> None:
         check(self)
@@ -51,8 +68,14 @@ class Task:
 
     @property
     def data_hash(self) -> str:
-        """SHA-256 of the images' names in their order, and of the task's: what features are cached by."""
-        return hashlib.sha256("\n".join((self.name, *self.ids)).encode()).hexdigest()
+        """SHA-256 of the images' names in their order, their version, and the task's name: what features are cached by."""
+        return hashlib.sha256("\n".join((self.name, self.version, *self.ids)).encode()).hexdigest()
+
+
+def files_version(paths: Iterable[Path]) -> str:
+    """A hash of files' sizes and times: another when one was written anew."""
+    stats = (path.stat() for path in paths)
+    return hashlib.sha256(repr([(one.st_size, one.st_mtime_ns) for one in stats]).encode()).hexdigest()
 
 
 def check(task: Task) -> None:
@@ -73,6 +96,8 @@ def check(task: Task) -> None:
         raise DatasetError(
             f"{task.name}: {leaking:,} patients are in more than one split; nothing measured so can be trusted"
         )
+    if (task.masks is None) == (task.kind == "masks"):
+        raise DatasetError(f"{task.name}: masks belong to a task of kind masks, and to no other")
     for split in SPLITS:
         chosen = task.of(split)
         if not len(chosen):
@@ -83,6 +108,8 @@ def check(task: Task) -> None:
 
 def _missing(task: Task, chosen: npt.NDArray[np.int64]) -> list[str]:
     labels = task.labels[chosen]
+    if task.kind == "masks":
+        return []
     if task.kind == "multiclass":
         return [name for number, name in enumerate(task.classes) if not (labels == number).any()]
     return [name for number, name in enumerate(task.classes) if labels[:, number].all() or not labels[:, number].any()]

@@ -69,6 +69,7 @@ def of_column(name: str, data: Anywhere | None, column: str, where: str | None =
         splits=splits,
         ids=kept.table["key"].to_pylist(),
         data=data,
+        version=kept.version,
         note="; ".join(notes),
     )
 

@@ -18,8 +18,9 @@ import numpy.typing as npt
 from lumid.catalog.errors import DatasetError
 from lumid.catalog.places import Anywhere
 from lumid.model.evaluate.images import CatalogImages, Changed
-from lumid.model.evaluate.tasks.base import Task
+from lumid.model.evaluate.tasks.base import Reported, Task
 from lumid.model.evaluate.tasks.catalog import LEAST_PATIENTS, chosen, splits_of
+from lumid.model.evaluate.tasks.reported import CT_QUALITY, MR_QUALITY
 
 Image = npt.NDArray[np.float32]
 Fault = Callable[[Image, np.random.Generator, float], Image]
@@ -85,19 +86,21 @@ def ring(image: Image, random: np.random.Generator, strength: float) -> Image:
 MR_FAULTS: dict[str, Fault] = {"noise": noise, "ghosting": ghosting, "bias field": bias_field, "motion": motion}
 CT_FAULTS: dict[str, Fault] = {"low dose": low_dose, "ring": ring}
 NONE = "none"
+FAULTS_VERSION = 1
+"""Of the code above: features of faults that another version made are not taken for these."""
 
 
 def mr_quality(data: Anywhere | None) -> Task:
     """Which fault an MR image has: none, noise, ghosting, bias field, motion."""
-    return _quality("mr-quality", data, "MR", MR_FAULTS)
+    return _quality("mr-quality", data, "MR", MR_FAULTS, MR_QUALITY)
 
 
 def ct_quality(data: Anywhere | None) -> Task:
     """Which fault a CT image has: none, low dose, ring."""
-    return _quality("ct-quality", data, "CT", CT_FAULTS)
+    return _quality("ct-quality", data, "CT", CT_FAULTS, CT_QUALITY)
 
 
-def _quality(name: str, data: Anywhere | None, modality: str, faults: dict[str, Fault]) -> Task:
+def _quality(name: str, data: Anywhere | None, modality: str, faults: dict[str, Fault], reported: Reported) -> Task:
     selection = chosen(name, data, f"modality = '{modality}' AND channels = 1")
     keys, patients = selection.table["key"].to_pylist(), selection.table["patient"].to_pylist()
     if len(set(patients)) < LEAST_PATIENTS:
@@ -124,7 +127,9 @@ def _quality(name: str, data: Anywhere | None, modality: str, faults: dict[str, 
         splits=splits,
         ids=keys,
         data=data,
+        version=f"{selection.version} {FAULTS_VERSION}",
         note="synthetic faults: a stand-in for the paper's private task" + "; patients dealt anew" * dealt,
+        reported=reported,
     )
 
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from lumid.catalog.errors import UsageError
 from lumid.model.evaluate.images import FileImages
-from lumid.model.evaluate.tasks.base import SPLITS, Task
+from lumid.model.evaluate.tasks.base import SPLITS, Task, files_version
 from lumid.model.evaluate.tasks.catalog import deal
 
 
@@ -55,7 +55,8 @@ def from_table(path: Path) -> Task:
         labels=found if multilabel else found.argmax(1).astype(np.int64),
         patients=patients,
         splits=splits,
-        ids=[_hash(f"{row['file']} {file.stat().st_size}") for row, file in zip(rows, files, strict=True)],
+        ids=[_hash(row["file"]) for row in rows],
+        version=files_version(files),
         note="" if any(stated) else "patients dealt by lumid",
     )
 

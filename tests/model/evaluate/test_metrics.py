@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn import metrics as reference
 
-from lumid.model.evaluate.metrics import METRICS, measure, one_class, thresholds_of
+from lumid.model.evaluate.metrics import METRICS, mask_curves, measure, measure_masks, one_class, thresholds_of
 
 
 @settings(max_examples=60, deadline=None)
@@ -30,6 +30,7 @@ def test_one_class_is_as_scikit_learn_has_it(seed: int, count: int, levels: int,
             given = {"sample_weight": weight}
             assert found["auroc"][draw] == pytest.approx(reference.roc_auc_score(truth, scores, **given))
             assert found["auprc"][draw] == pytest.approx(reference.average_precision_score(truth, scores, **given))
+            assert found["accuracy"][draw] == pytest.approx(reference.accuracy_score(truth, said, **given))
             assert found["f1"][draw] == pytest.approx(reference.f1_score(truth, said, **given))
             assert found["sensitivity"][draw] == pytest.approx(reference.recall_score(truth, said, **given))
             assert found["specificity"][draw] == pytest.approx(reference.recall_score(~truth, ~said, **given))
@@ -39,7 +40,9 @@ def test_by_hand() -> None:
     labels = np.array([0, 0, 1, 1, 2])
     scores = np.eye(3)[[0, 1, 1, 1, 0]] + 0.0
     found = {name: float(value[0]) for name, value in measure("multiclass", labels, scores, np.full(3, np.nan)).items()}
-    assert tuple(found) == METRICS
+    assert tuple(found)[:6] == METRICS
+    assert found["sensitivity/0"] == pytest.approx(1 / 2)
+    assert found["accuracy/2"] == pytest.approx(4 / 5)
     assert found["accuracy"] == pytest.approx(3 / 5)
     assert found["sensitivity"] == pytest.approx((1 / 2 + 1 + 0) / 3)
     assert found["specificity"] == pytest.approx((2 / 3 + 2 / 3 + 1) / 3)
@@ -71,3 +74,23 @@ def test_a_threshold_is_the_best_of_all_by_youden() -> None:
         return float(said[labels[:, 0]].mean() - said[~labels[:, 0]].mean())
 
     assert youden(best) == pytest.approx(max(youden(value - 0.05) for value in np.unique(scores)))
+
+
+def test_masks_by_scikit_learn_image_by_image() -> None:
+    random = np.random.default_rng(3)
+    masks = random.random((4, 12, 10)) < 0.3
+    scores = np.clip(random.normal(90, 60, masks.shape) + 80 * masks, 0, 255).astype(np.uint8)
+    masks[3] = False
+    scores[3] = 0
+    dice, overlap = mask_curves(masks, scores)
+    for number in range(3):
+        for threshold in (0, 63, 127, 200):
+            truth, said = masks[number].ravel(), scores[number].ravel() > threshold
+            assert dice[number, threshold] == pytest.approx(reference.f1_score(truth, said, zero_division=0))
+            assert overlap[number, threshold] == pytest.approx(reference.jaccard_score(truth, said, zero_division=0))
+    assert (dice[3] == 1).all(), "nothing there, and nothing said"
+    weights = np.array([[1.0, 1, 1, 1], [2, 0, 1, 0]])
+    found = measure_masks(dice, overlap, weights)
+    assert found["dice"] == pytest.approx([dice[:, 127].mean(), (2 * dice[0, 127] + dice[2, 127]) / 3])
+    assert found["max_f"] == pytest.approx([dice.mean(0).max(), ((2 * dice[0] + dice[2]) / 3).max()])
+    assert found["iou"][0] == pytest.approx(overlap[:, 127].mean())

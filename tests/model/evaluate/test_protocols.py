@@ -3,8 +3,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from lumid.catalog.errors import UsageError
 from lumid.model.evaluate.metrics import measure
 from lumid.model.evaluate.protocols import PROTOCOLS, Sets, few_shot
+from lumid.model.evaluate.rows import Rows
 from lumid.model.evaluate.tasks.base import Kind
 
 
@@ -24,11 +26,11 @@ def sets_of(
     return Sets(
         kind,
         classes,
-        values[:third],
+        Rows.of(values[:third]),
         labels[:third],
-        values[third : 2 * third],
+        Rows.of(values[third : 2 * third]),
         labels[third : 2 * third],
-        values[2 * third :],
+        Rows.of(values[2 * third :]),
     ), labels[2 * third :]
 
 
@@ -63,6 +65,23 @@ def test_few_shots_are_so_many_of_each_class() -> None:
     sets, _ = sets_of("multiclass", 1.0)
     few = few_shot(sets, 5, seed=1)
     assert np.bincount(few.train_labels).tolist() == [5, 5, 5]
-    assert not np.array_equal(few.train, few_shot(sets, 5, seed=2).train)
+    assert not np.array_equal(few.train.indices, few_shot(sets, 5, seed=2).train.indices)
     assert len(few_shot(sets, 10_000, seed=1).train) == len(sets.train)
     assert few.test is sets.test
+
+
+def test_neighbours_block_by_block_are_those_of_all_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    sets, _ = sets_of("multiclass", 1.0)
+    whole = PROTOCOLS["knn"](sets, 0).test
+    blocks = Rows.blocks
+    monkeypatch.setattr(Rows, "blocks", lambda self, size=7: blocks(self, size))
+    assert np.allclose(PROTOCOLS["knn"](sets, 0).test, whole)
+
+
+def test_rows_are_those_of_the_array_in_the_order_asked_for() -> None:
+    values = np.arange(40).reshape(20, 2)
+    rows = Rows(values, np.array([5, 3, 3, 19]))
+    assert rows.take(np.array([3, 0, 1])).tolist() == values[[19, 5, 3]].tolist()
+    assert np.concatenate(list(rows.blocks(3))).tolist() == values[[5, 3, 3, 19]].tolist()
+    with pytest.raises(UsageError, match="do not fit into memory"):
+        rows.whole("logistic", share=1e-15)
