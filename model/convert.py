@@ -18,6 +18,7 @@ from typing import Any
 
 import timm
 import torch
+from pydantic import ValidationError
 from torch import Tensor
 
 from lumid.catalog.errors import UsageError
@@ -149,11 +150,18 @@ def infer_settings(source: Path, encoder: dict[str, Tensor], decoder: dict[str, 
     }
     if decoder:
         values |= {
-            "decoder_width": decoder["mask_token"].shape[-1],
+            "decoder_width": decoder["mask_token"].shape[-1] if "mask_token" in decoder else 0,
             "decoder_depth": _depth(decoder, "decoder_blocks"),
             "decoder_heads": 16,  # of every released MAE; no tensor's shape tells
         }
-    return ModelSettings.model_validate(values)
+    try:
+        return ModelSettings.model_validate(values)
+    except ValidationError:
+        raise UsageError(f"{source}: of a shape that is no MAE's: {_shape(values)}") from None
+
+
+def _shape(values: dict[str, Any]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in values.items())
 
 
 def _depth(tensors: dict[str, Tensor], blocks: str) -> int:

@@ -212,12 +212,18 @@ def _of_timm(name: str, weights: Path | None, at_random: bool, more: Mapping[str
         raise UsageError(
             f"{name}: not in the hub's cache, and the hub does not answer; fetch {wanted} and give it with --weights FILE"
         )
+    before = torch.random.get_rng_state()
     try:
         model = timm.create_model(name, **options)
     except Exception:  # the hub's client raises whatever its transport does, and timm whatever the file makes it
         raise UsageError(
             f"{name}: the weights cannot be had, or are of another model; give them with --weights FILE"
         ) from None
+    if not at_random:
+        torch.random.set_rng_state(before)
+        drawn = timm.create_model(name, **{**options, "pretrained": False})
+        if count := _not_loaded(model, drawn):
+            raise UsageError(f"{name}: {count} tensors are not in the weights, which are of another model")
     config = resolve_model_data_config(model)  # type: ignore[no-untyped-call]
     wanted_input = Preprocessing(
         int(options.get("img_size", config["input_size"][-1])),
@@ -227,6 +233,12 @@ def _of_timm(name: str, weights: Path | None, at_random: bool, more: Mapping[str
         config["interpolation"] == "bicubic",
     )
     return _finished(name, model, wanted_input, at_random)
+
+
+def _not_loaded(model: nn.Module, drawn: nn.Module) -> int:
+    """How many weights are still as they were drawn: timm passes over what a file lacks."""
+    random = dict(drawn.named_parameters())
+    return sum(torch.equal(one, random[name]) for name, one in model.named_parameters() if one.ndim > 1)
 
 
 def _at_hand(known: Any) -> bool:

@@ -12,7 +12,6 @@ import pytest
 import timm
 import torch
 from safetensors.torch import load_file
-from torch import Tensor
 from typer.testing import CliRunner
 
 from lumid.catalog.errors import UsageError
@@ -24,6 +23,7 @@ from lumid.model.mae import MaskedAutoencoder
 from lumid.model.runs import read_run
 from lumid.model.weights import load_mae
 from tests.factory import make_dataset
+from tests.model.released import mae_names
 from tests.model.runs import RECIPE, here, metrics
 
 
@@ -84,15 +84,6 @@ def test_a_card_for_another_data_set_is_refused(trained: Path, data: Path, tmp_p
     assert CliRunner().invoke(app, [*arguments, "--data", str(data)]).exit_code == 1  # the run was of all of it
     assert isinstance(CliRunner().invoke(app, arguments).exception, UsageError)
     assert not (tmp_path / "encoder").exists()
-
-
-def mae_names(model: MaskedAutoencoder) -> dict[str, Tensor]:
-    """A state dict with the names of MAE's released code."""
-    names = {
-        "mask_token": "mask_token", "decoder_positions": "decoder_pos_embed",
-        "decoder_head.weight": "decoder_pred.weight", "decoder_head.bias": "decoder_pred.bias",
-    }  # fmt: skip
-    return {names.get(name, name.removeprefix("encoder.")): tensor for name, tensor in model.state_dict().items()}
 
 
 @pytest.fixture(scope="module")
