@@ -127,8 +127,8 @@ def _run(jobs: Sequence[Job], out: Path, cluster: ClusterSettings, console: Cons
                 failures.append(Failure(job.model, job.task, why))
             bars.update(images[number], visible=False)
             bars.advance(whole)
-            if not console.is_terminal:
-                console.print(f"{job.model} · {job.task}: {why or 'done'}")
+            if not (console.is_terminal or why):  # failures are told at the end
+                console.print(f"{job.model} · {job.task}: done", soft_wrap=True)
     return tuple(failures)
 
 

@@ -26,7 +26,7 @@ def evaluate(
         list[str] | None,
         typer.Argument(
             metavar="MODEL…",
-            help="Runs, folders of `lumid export` or `convert`, .pth files of MAE, names of timm's; random:MODEL: the same, untrained.",
+            help="Runs, folders of `lumid export` or `convert`, .pth files of MAE, names of timm's; random:MODEL: the same, untrained; baselines: the paper's eight and DINOv3.",
         ),
     ] = None,
     task: Annotated[
@@ -95,6 +95,8 @@ def evaluate(
 
         lumid evaluate runs/first resnet50.a1_in1k --weights resnet50.a1_in1k=resnet.safetensors --task csv:labels.csv
 
+        lumid evaluate runs/first baselines --data nih --task chestxray14 --protocol finetune --tune epochs=20
+
         lumid evaluate --tables-only --out evaluation --baseline first
     """
     from lumid.dags.cluster import ClusterSettings
@@ -106,9 +108,11 @@ def evaluate(
     else:
         if not models or not task:
             raise UsageError("name a model and a --task; see: lumid evaluate --help")
+        from lumid.model.evaluate.baselines import expanded
         from lumid.model.evaluate.jobs import jobs_of
         from lumid.model.evaluate.settings import FineTuning, Probing, set_fields
 
+        models = expanded(models)
         given = dict(_pair(one) for one in weights or [])
         if unused := [name for name in given if name not in models]:
             raise UsageError(f"--weights {unused[0]}: is none of the models that are named")

@@ -28,7 +28,8 @@ def chest_xray14(data: Anywhere | None) -> Task:
     """Which of the 14 findings a chest X-ray shows; several can be.
 
     ``data``: a data set with ChestX-ray14, built with its test list held out, as is the default. A tenth of the other
-    patients are for validation, whatever split the data set has them in. Images without labels are left out.
+    patients are for validation, whatever split the data set has them in. Images without labels are left out, and of
+    a sample of the images findings of which training or test has nothing.
     """
     selection = chosen("chestxray14", data, f"collection = '{COLLECTION}'", "labels")
     table = selection.table
@@ -45,18 +46,24 @@ def chest_xray14(data: Anywhere | None) -> Task:
         "test" if split == HELD_OUT else "val" if _share(patient) < VALIDATION_SHARE else "train"
         for split, patient in zip(known["split"].to_pylist(), patients, strict=True)
     ]
+    labels = np.array([[finding in labels for finding in FINDINGS] for labels in found])
+    here = [np.array([split == of for of in splits]) for split in ("train", "test")]
+    enough = [all(0 < labels[of, one].sum() < of.sum() for of in here) for one in range(len(FINDINGS))]
+    lacking = [finding for finding, kept_one in zip(FINDINGS, enough, strict=True) if not kept_one]
+    notes = _notes(len(table), held_out, len(table) - len(known))
+    notes += [f"too few of {', '.join(lacking)}"] * bool(lacking)
     return Task(
         name="chestxray14",
         kind="multilabel",
-        classes=FINDINGS,
+        classes=tuple(finding for finding in FINDINGS if finding not in lacking),
         images=CatalogImages(kept),
-        labels=np.array([[finding in labels for finding in FINDINGS] for labels in found]),
+        labels=labels[:, enough],
         patients=patients,
         splits=splits,
         ids=known["key"].to_pylist(),
         data=data,
         version=kept.version,
-        note="; ".join(_notes(len(table), held_out, len(table) - len(known))),
+        note="; ".join(notes),
         reported=CHEST,
     )
 
