@@ -241,7 +241,7 @@ def _says(text: bytes, row: dict[str, Any]) -> bool:
         values = json.loads(text)
         same = values == {name: row[name] for name in SAMPLE_FIELDS}
         return same and json.dumps(values, separators=(",", ":"), allow_nan=False).encode() == text
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
 
 

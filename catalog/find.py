@@ -82,7 +82,7 @@ def read_found(read: Read, size: int, member: Member) -> tuple[bytes, dict[str, 
         if len(text) < info.size:
             text = read(json_header + BLOCK, info.size)
         values: dict[str, Any] = json.loads(text)
-    except (tarfile.HeaderError, ValueError):
+    except (tarfile.HeaderError, ValueError, RecursionError):
         raise DatasetError("a sample has no readable JSON beside its image: run `lumid verify`") from None
     return data[: member.length], values
 

@@ -154,7 +154,7 @@ def parse_manifest(data: bytes, root: Path | str) -> Manifest:
             )
         shards = tuple(Shard(**item) for item in raw.pop("shards"))
         return Manifest(**(raw | {"counts": Counts(**raw["counts"])}), shards=shards)
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise DatasetError(f"{root}/dataset.json: damaged (not a lumid manifest); build the data set again") from error
 
 

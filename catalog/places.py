@@ -114,7 +114,7 @@ def read_note(path: Path) -> SubsetNote:
         raise UsageError(
             f"{path}: no such file; write a subset with `lumid subset DATASET WHERE --out {path}`"
         ) from None
-    except (OSError, pa.ArrowException, KeyError, ValueError, TypeError):
+    except (OSError, pa.ArrowException, KeyError, ValueError, TypeError, RecursionError):
         raise UsageError(
             f"{path}: neither a data set nor a subset; a subset is written by `lumid subset DATASET WHERE --out NAME.parquet`"
         ) from None

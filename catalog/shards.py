@@ -16,6 +16,8 @@ from lumid.catalog.errors import DatasetError
 from lumid.catalog.schema import SAMPLE_FIELDS, CatalogRow
 
 BLOCK = 512
+LARGE_BYTES = 64 << 20
+"""From here on a range is held against the file's size before memory is taken for it."""
 END_OF_TAR = bytes(2 * BLOCK)
 TO_JSON = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
 
@@ -67,6 +69,13 @@ def read_range(file: BinaryIO | int, offset: int, length: int) -> bytes:
     Raises :class:`DatasetError` when the file is shorter than that.
     """
     descriptor = file if isinstance(file, int) else file.fileno()
+    if not (offset >= 0 and 0 <= length < LARGE_BYTES):
+        # memory is taken before anything is read, and a catalog may come from a stranger
+        size = os.fstat(descriptor).st_size
+        if offset < 0 or length < 0 or offset + length > size:
+            raise DatasetError(
+                f"a shard ends at byte {size}, and the catalog lists an image elsewhere: run `lumid verify`"
+            )
     data = os.pread(descriptor, length, offset)
     if len(data) != length:
         raise DatasetError(
@@ -76,18 +85,26 @@ def read_range(file: BinaryIO | int, offset: int, length: int) -> bytes:
 
 
 def read_samples(path: Path) -> Iterator[tuple[str, bytes, dict[str, Any]]]:
-    """The samples of a shard in their order: key, encoded image, and its JSON's fields."""
+    """The samples of a shard in their order: key, encoded image, and its JSON's fields.
+
+    Raises :class:`DatasetError` when the file is no shard, or a damaged one.
+    """
     image: tuple[str, bytes] | None = None
-    with tarfile.open(path, "r|") as archive:
-        for info in archive:
-            stream = archive.extractfile(info)
-            assert stream is not None, "shards hold regular members only"
-            key, _, suffix = info.name.partition(".")
-            data = stream.read()
-            if suffix != "json":
-                image = (key, data)
-                continue
-            if image is None or image[0] != key:
-                raise DatasetError(f"{path.name}: member {info.name} has no image before it; the shard is damaged")
-            yield key, image[1], json.loads(data)
-            image = None
+    try:
+        with tarfile.open(path, "r|") as archive:
+            for info in archive:
+                # a sparse member says how large it is, and is not that large: its reader would ask for all the memory
+                stream = archive.extractfile(info) if info.isreg() and not info.issparse() else None
+                if stream is None:
+                    raise DatasetError(f"{path.name}: holds something else than plain files; it is no shard of lumid's")
+                key, _, suffix = info.name.partition(".")
+                data = stream.read()
+                if suffix != "json":
+                    image = (key, data)
+                    continue
+                if image is None or image[0] != key:
+                    raise DatasetError(f"{path.name}: a member has no image before it; the shard is damaged")
+                yield key, image[1], json.loads(data)
+                image = None
+    except (tarfile.TarError, ValueError, RecursionError) as error:
+        raise DatasetError(f"{path.name}: not a shard, or a damaged one; run `lumid verify`") from error

@@ -135,7 +135,7 @@ def read_state(checkpoint: Path) -> RunState:
     try:
         raw = json.loads((checkpoint / STATE).read_text("utf-8"))
         return RunState(**(raw | {"stream": StreamState(**raw["stream"]), "guard": Guard(**raw["guard"])}))
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
         raise _damaged(checkpoint) from error
 
 
@@ -196,7 +196,7 @@ class _Reader:
                 for name in file.keys():  # noqa: SIM118  not a dict
                     start, stop = rows.get(name, (0, None))
                     self._pieces.setdefault(name, []).append((start, stop, file))
-        except (OSError, ValueError, SafetensorError) as error:
+        except (OSError, ValueError, TypeError, AttributeError, RecursionError, SafetensorError) as error:
             self._stack.close()
             raise _damaged(checkpoint) from error
         if not paths:
@@ -229,7 +229,7 @@ class _Reader:
                 if begin < end:
                     rows.local[begin - rows.start : end - rows.start].copy_(piece[begin - start : end - start])
                     missing -= end - begin
-        except (OSError, KeyError, RuntimeError, SafetensorError) as error:
+        except (OSError, KeyError, RuntimeError, TypeError, IndexError, SafetensorError) as error:
             raise _damaged(self._checkpoint) from error
         if missing:
             raise _damaged(self._checkpoint)

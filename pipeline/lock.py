@@ -97,7 +97,7 @@ def read_lock(path: Path, recipe: Recipe | None = None) -> tuple[pa.Table, Recip
     if lock.schema.names != LOCK.names:
         raise RecipeError(f"{path}: a Parquet file, but not a lock; {again}")
     metadata = lock.schema.metadata or {}
-    made_from = metadata.get(RECIPE_HASH, b"").decode()
+    made_from = metadata.get(RECIPE_HASH, b"").decode(errors="replace")
     if recipe is not None and made_from and made_from != recipe.hash():
         raise RecipeError(
             f"{path}: the lock of another recipe, or of this one with other options; build it with the --sample, "
@@ -107,8 +107,8 @@ def read_lock(path: Path, recipe: Recipe | None = None) -> tuple[pa.Table, Recip
         lock = lock.cast(LOCK)
     except pa.ArrowException:
         raise RecipeError(f"{path}: the lock of another version of lumid; {again}") from None
-    if metadata.get(ROWS_HASH, b"").decode() != lock_hash(lock):
+    if metadata.get(ROWS_HASH, b"").decode(errors="replace") != lock_hash(lock):
         raise RecipeError(f"{path}: its rows are not those that were written; {again}")
     if recipe is None and RECIPE in metadata:
-        recipe = parse_portable(metadata[RECIPE].decode(), str(path), base=Path.cwd())
+        recipe = parse_portable(metadata[RECIPE].decode(errors="replace"), str(path), base=Path.cwd())
     return lock, recipe

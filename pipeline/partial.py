@@ -41,7 +41,7 @@ class Partial:
         """What was last saved about the part."""
         try:
             return Validator(**json.loads(_state(self.target).read_text("utf-8")))
-        except (OSError, ValueError, TypeError):
+        except (OSError, ValueError, TypeError, RecursionError):
             return None
 
     def save(self, known: Validator | None) -> None:
@@ -98,7 +98,7 @@ def is_verified(path: Path, size: int | None, md5: str | None) -> bool:
     try:
         if json.loads(_mark(path).read_text("utf-8")) == now:
             return True
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         pass
     with path.open("rb") as file:
         matches = hashlib.file_digest(file, "md5").hexdigest() == md5

@@ -59,8 +59,12 @@ def parse_recipe(text: str, label: str, *, base: Path) -> Recipe:
         values = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise RecipeError(f"{label}: not valid TOML: {error}") from None
+    except RecursionError:
+        raise RecipeError(f"{label}: not a recipe: tables or lists nested too deeply") from None
     try:
         recipe = Recipe.model_validate_json(json.dumps(values, default=str))
+    except RecursionError:
+        raise RecipeError(f"{label}: not a recipe: tables or lists nested too deeply") from None
     except ValidationError as error:
         raise RecipeError("; ".join(f"{label}: {line}" for line in explain_all(error.errors(), Recipe)[:5])) from None
     cache = _anchored_path(recipe.fetch.cache, base)

@@ -94,7 +94,7 @@ def test_read_range_does_not_move_the_file(built: Path) -> None:
 def test_json_without_image_is_damage(tmp_path: Path) -> None:
     path = tmp_path / "lumid-000000.tar"
     path.write_bytes(member("a.png", b"x") + member("b.json", b"{}") + END_OF_TAR)
-    with pytest.raises(DatasetError, match=r"b\.json has no image"):
+    with pytest.raises(DatasetError, match="has no image before it"):
         list(read_samples(path))
 
 
