@@ -115,6 +115,18 @@ def why_not(error: Exception) -> str:
     return "the store does not answer; check the address, AWS_ENDPOINT_URL and the network"
 
 
+def why_not_written(error: Exception) -> str:
+    """What the store said to a write, in our words; all that was written before counts when it is tried again."""
+    text = str(error)
+    if isinstance(error, GONE) or "404 Not Found" in text:
+        return "no such bucket; make it first"
+    if isinstance(error, DENIED) or "403 Forbidden" in text or "401 Unauthorized" in text:
+        return "not allowed to write; give credentials in the environment that may put, list and delete there"
+    if "507 " in text or "QuotaExceeded" in text:
+        return "the bucket is full; make room and run the same command again, it goes on where it stopped"
+    return "the store does not take it; run the same command again, it goes on where it stopped"
+
+
 @dataclass(frozen=True, slots=True)
 class StoredFile:
     """An object as a listing gives it."""

@@ -16,6 +16,7 @@ from lumid.catalog.cite import write_citations
 from lumid.catalog.errors import DatasetError, LumidError, UsageError
 from lumid.catalog.layout import Layout, Manifest, read_manifest, storage_errors, write_text
 from lumid.catalog.report import render_report
+from lumid.catalog.stores import CREDENTIALS
 from lumid.dags.again import Again, base_parts, lay_base, read_again
 from lumid.dags.begin import (
     archives_answer,
@@ -63,6 +64,7 @@ def build(
     ``lock``: what to build, pinned by a plan of the same recipe. Raises :class:`LumidError` with one line for everything
     the user can mend.
     """
+    _check_local(out)
     layout = Layout(out)
     with storage_errors(out), nothing_unpacked_left(layout):
         finished, again = _look(layout, recipe)
@@ -170,6 +172,14 @@ def _check_current(manifest: Manifest, listings: dict[int, Listing], lock: pa.Ta
 
 def _listings_hash(listings: dict[int, Listing]) -> str:
     return listing_hash([item for listing in listings.values() for item in listing])
+
+
+def _check_local(out: Path) -> None:
+    """``out`` is a folder: an address would become one of a strange name."""
+    if out.parts and out.parts[0].removesuffix(":") in CREDENTIALS and out.parts[0].endswith(":"):
+        raise UsageError(
+            "--out is a folder of this machine: build into one, then `lumid publish FOLDER URL` copies it to an object store"
+        )
 
 
 def _check_out(layout: Layout, recipe: Recipe) -> None:

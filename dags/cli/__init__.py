@@ -40,6 +40,7 @@ def main() -> None:
         pick,
         pictures,
         plan,
+        publish,
         train,
     )
     from lumid.dags.cli.app import app
