@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import ipaddress
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -62,6 +63,13 @@ def test_the_recipe_says_where_and_its_hash_does_not(cluster: str, expected: Any
     assert placed.cluster == expected
     assert placed.hash() == plain.hash()
     assert "cluster" not in (placed.portable() or "")
+
+
+def test_the_examples_of_the_page_are_recipes(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "clusters.md").read_text("utf-8")
+    blocks = re.findall(r"```toml\n(.*?)```", page, re.DOTALL)
+    kinds = [parse_recipe(_recipe(block), "page", base=tmp_path).cluster.kind for block in blocks]
+    assert kinds == ["local", "scheduler", "ssh", "slurm", "kubernetes"]
 
 
 @pytest.mark.parametrize(
