@@ -7,7 +7,7 @@ import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import dask
@@ -16,7 +16,9 @@ from distributed.diagnostics.plugin import WorkerPlugin
 
 from lumid.catalog.errors import LumidError
 from lumid.dags.quiet import keep_quiet
+from lumid.dags.remote import security_of, start_remote
 from lumid.dags.turns import set_threads
+from lumid.pipeline.recipe_cluster import AnyCluster, LocalSettings, SchedulerSettings
 
 LOST_AFTER_S = 3.0
 """A worker without a process twice in a row, so many seconds apart, is not being started again."""
@@ -26,12 +28,15 @@ LOST_AFTER_S = 3.0
 class ClusterSettings:
     """Where to run: ``scheduler`` is the address of a running one, else ``workers`` processes on this machine.
 
+    Where neither is given, ``where`` says it: the recipe's ``[cluster]``.
+
     ``ahead``: whether a process here begins with its next task, as far as fetching goes, before it has ended the last.
     """
 
     scheduler: str | None = None
     workers: int | None = None
     ahead: bool = False
+    where: AnyCluster = field(default_factory=LocalSettings)
 
 
 def default_workers() -> int:
@@ -80,13 +85,19 @@ def open_cluster(settings: ClusterSettings, scratch: Path) -> Iterator[Client]:
         "distributed.admin.large-graph-warning-threshold": "1GB",
     }
     with dask.config.set(config):
-        if settings.scheduler:
-            try:
-                client = Client(settings.scheduler, timeout="10s", set_as_default=False)
-            except (OSError, ValueError, TimeoutError):
-                raise LumidError(f"--scheduler {settings.scheduler}: no Dask scheduler answers there") from None
-            with client:
+        where = _where(settings)
+        if isinstance(where, SchedulerSettings) or settings.scheduler:
+            with _join(settings, where) as client:
                 client.register_plugin(QuietWorker(own_process=False))
+                yield client
+            return
+        if not isinstance(where, LocalSettings):
+            with (
+                start_remote(where, threads=2 if settings.ahead else 1) as remote,
+                Client(remote, set_as_default=False) as client,
+            ):
+                client.wait_for_workers(1)
+                client.register_plugin(QuietWorker(own_process=True))
                 yield client
             return
         # the workers are forked from a fresh interpreter: limits on threads must be in its environment
@@ -94,7 +105,7 @@ def open_cluster(settings: ClusterSettings, scratch: Path) -> Iterator[Client]:
         with (
             dask.config.set({"distributed.nanny.pre-spawn-environ": threads}),
             LocalCluster(
-                n_workers=settings.workers or default_workers(),
+                n_workers=where.workers or default_workers(),
                 threads_per_worker=2 if settings.ahead else 1,
                 processes=True,
                 host="127.0.0.1",
@@ -107,6 +118,21 @@ def open_cluster(settings: ClusterSettings, scratch: Path) -> Iterator[Client]:
         ):
             client.register_plugin(QuietWorker(own_process=True))
             yield client
+
+
+def _where(settings: ClusterSettings) -> AnyCluster:
+    """The command line's options come before the recipe."""
+    return LocalSettings(workers=settings.workers) if settings.workers else settings.where
+
+
+def _join(settings: ClusterSettings, where: AnyCluster) -> Client:
+    """A client of a scheduler that runs already; a ``tls://`` one is met with the recipe's certificates."""
+    address = settings.scheduler or (where.address if isinstance(where, SchedulerSettings) else "")
+    try:
+        return Client(address, timeout="10s", set_as_default=False, security=security_of(where))
+    except (OSError, ValueError, TypeError, TimeoutError):
+        name = f"--scheduler {address}" if settings.scheduler else f"cluster.address: {address}"
+        raise LumidError(f"{name}: no Dask scheduler answers there, or not with this certificate") from None
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from lumid.catalog.codecs import Codec
 from lumid.catalog.errors import RecipeError
 from lumid.catalog.keys import PUBLIC_SECRET, Keyer, weakness
+from lumid.pipeline.recipe_cluster import AnyCluster, LocalSettings
 
 Modality = Literal["CT", "MR", "PT", "CR", "DX", "MG", "XA", "RF", "NM", "US", "SC", "OT"]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -254,6 +255,7 @@ class Recipe(_Section):
     limits: LimitSettings = LimitSettings()
     sample: SampleSettings = SampleSettings()
     fetch: FetchSettings = FetchSettings()
+    cluster: Annotated[AnyCluster, Field(discriminator="kind")] = LocalSettings()
 
     @model_validator(mode="after")
     def _private_names(self) -> Recipe:
@@ -263,13 +265,14 @@ class Recipe(_Section):
         return self
 
     def canonical(self) -> dict[str, Any]:
-        """The recipe as plain values, without what differs between machines (paths, keys, ways of fetching)."""
+        """The recipe as plain values, without what differs between machines (paths, keys, ways of fetching, the cluster)."""
         values = self.model_dump(mode="json")
         for source in values["sources"]:
             source.pop("path", None)
             source.pop("manifest", None)
         values["deid"].pop("key_file")
         values.pop("fetch")
+        values.pop("cluster")
         return values
 
     def hash(self) -> str:

@@ -24,6 +24,7 @@ from lumid.pipeline.recipe import (
     TciaSettings,
     collections_of,
 )
+from lumid.pipeline.recipe_cluster import TLS_FILES
 
 
 def shipped_recipes() -> dict[str, str]:
@@ -68,10 +69,13 @@ def parse_recipe(text: str, label: str, *, base: Path) -> Recipe:
     except ValidationError as error:
         raise RecipeError("; ".join(f"{label}: {line}" for line in explain_all(error.errors(), Recipe)[:5])) from None
     cache = _anchored_path(recipe.fetch.cache, base)
+    given = {name: getattr(recipe.cluster, name, None) for name in TLS_FILES}
+    tls = {name: _anchored_path(path, base) for name, path in given.items() if path}
     return recipe.model_copy(
         update={
             "sources": tuple(_anchored(source, base) for source in recipe.sources),
             "fetch": recipe.fetch.model_copy(update={"cache": cache}),
+            "cluster": recipe.cluster.model_copy(update=tls),
         }
     )
 

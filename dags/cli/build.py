@@ -92,7 +92,9 @@ def build(
         chosen = _private(chosen, source, key_file)
     target = out or Path(chosen.name)
     console = Console(stderr=True, highlight=False)
-    result = run(chosen, target, ClusterSettings(scheduler, workers), BuildProgress(console), pinned)
+    result = run(
+        chosen, target, ClusterSettings(scheduler, workers, where=chosen.cluster), BuildProgress(console), pinned
+    )
     manifest = result.manifest
     if as_json:
         typer.echo(json.dumps({"out": str(target), "already_finished": result.already_finished} | asdict(manifest)))

@@ -1,0 +1,208 @@
+"""Where a build runs: the recipe's [cluster], certificates, and who can reach what listens."""
+
+from __future__ import annotations
+
+import datetime
+import ipaddress
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+
+import psutil
+import pytest
+from distributed import LocalCluster
+
+from lumid.catalog.errors import LumidError, RecipeError
+from lumid.dags.cluster import ClusterSettings, open_cluster
+from lumid.dags.remote import security_of, slurm, start_remote
+from lumid.pipeline.recipe_cluster import (
+    AnyCluster,
+    KubernetesSettings,
+    LocalSettings,
+    SchedulerSettings,
+    SlurmSettings,
+    SshSettings,
+)
+from lumid.pipeline.recipe_files import parse_recipe
+
+SLURM = SlurmSettings(
+    jobs=2, cores=4, memory_gb=16, interface="lo", queue="short", account="imaging", scratch="/scratch",
+    directives=("--exclusive",), walltime="02:00:00",
+)  # fmt: skip
+
+
+def _recipe(cluster: str) -> str:
+    return f'name = "x"\n[[sources]]\nkind = "pydicom"\n{cluster}'
+
+
+@pytest.mark.parametrize(
+    ("cluster", "expected"),
+    [
+        ('[cluster]\nkind = "local"\nworkers = 3', LocalSettings(workers=3)),
+        (
+            '[cluster]\nkind = "ssh"\nhosts = ["a", "b"]\ninterface = "eth1"',
+            SshSettings(hosts=("a", "b"), interface="eth1"),
+        ),
+        (
+            '[cluster]\nkind = "kubernetes"\nimage = "r/lumid"\nworkers = 9',
+            KubernetesSettings(image="r/lumid", workers=9),
+        ),
+        (
+            '[cluster]\nkind = "slurm"\njobs = 2\ncores = 8\nmemory_gb = 30\ninterface = "ib0"',
+            SlurmSettings(jobs=2, cores=8, memory_gb=30, interface="ib0"),
+        ),
+    ],
+)
+def test_the_recipe_says_where_and_its_hash_does_not(cluster: str, expected: AnyCluster, tmp_path: Path) -> None:
+    plain = parse_recipe(_recipe(""), "plain", base=tmp_path)
+    placed = parse_recipe(_recipe(cluster), "placed", base=tmp_path)
+    assert plain.cluster == LocalSettings()
+    assert placed.cluster == expected
+    assert placed.hash() == plain.hash()
+    assert "cluster" not in (placed.portable() or "")
+
+
+def test_the_examples_of_the_page_are_recipes(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "clusters.md").read_text("utf-8")
+    blocks = re.findall(r"```toml\n(.*?)```", page, re.DOTALL)
+    kinds = [parse_recipe(_recipe(block), "page", base=tmp_path).cluster.kind for block in blocks]
+    assert kinds == ["local", "scheduler", "ssh", "slurm", "kubernetes"]
+
+
+@pytest.mark.parametrize(
+    ("cluster", "words"),
+    [
+        ('kind = "local"\nworker = 2', "cluster.worker: unknown key; allowed here: kind, workers"),
+        ('kind = "slrm"', "cluster.kind: 'slrm' is not allowed; use 'local'"),
+        ("workers = 2", "cluster.kind: missing"),
+        ('kind = "slurm"\njobs = 1\ncores = 1\nmemory_gb = 4', "cluster.interface: missing"),
+        ('kind = "scheduler"\naddress = "tls://h:1"\ntls_ca = "a"', "missing: tls_cert, tls_key"),
+        ('kind = "scheduler"\naddress = "tls://h:1"', "go together"),
+        ('kind = "scheduler"\naddress = "h"', "cluster.address: 'h' is not allowed"),
+        ('kind = "ssh"\nhosts = ["a"]', "cluster.hosts: needs at least 2"),
+    ],
+)
+def test_what_is_wrong_is_named(cluster: str, words: str, tmp_path: Path) -> None:
+    with pytest.raises(RecipeError) as caught:
+        parse_recipe(_recipe(f"[cluster]\n{cluster}\n"), "r", base=tmp_path)
+    assert words in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("settings", "module", "words"),
+    [
+        (SshSettings(hosts=("a", "b"), interface="eth1"), "asyncssh", "needs asyncssh: pip install 'lumid[ssh]'"),
+        (SLURM, "dask_jobqueue", "needs dask-jobqueue: pip install 'lumid[slurm]'"),
+        (
+            KubernetesSettings(image="i", workers=1),
+            "dask_kubernetes.operator",
+            "needs dask-kubernetes: pip install 'lumid[kubernetes]'",
+        ),
+    ],
+)
+def test_a_missing_package_is_one_line_that_says_what_to_install(
+    settings: AnyCluster, module: str, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(LumidError) as caught:
+        start_remote(settings, 1)
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_script_that_slurm_gets(monkeypatch: pytest.MonkeyPatch) -> None:
+    jobqueue = pytest.importorskip("dask_jobqueue")
+    monkeypatch.setattr(jobqueue.SLURMCluster, "scale", lambda *_, **__: None)  # there is no sbatch here
+    with slurm(SLURM, threads=2) as cluster:
+        script = cluster.job_script()
+        address = cluster.scheduler_address
+    assert address.startswith("tcp://127.0.0.1:")
+    wanted = (
+        "#SBATCH -p short", "#SBATCH -A imaging", "#SBATCH --cpus-per-task=4", "#SBATCH --mem=15G", "#SBATCH -t 02:00:00",
+        "#SBATCH --exclusive", "export OMP_NUM_THREADS=1", "export DASK_DISTRIBUTED__WORKER__MEMORY__SPILL=False", "--nthreads 2", "--nworkers 4", "--interface lo",
+        "--local-directory /scratch",
+    )  # fmt: skip
+    assert [words for words in wanted if words not in script] == []
+
+
+@contextmanager
+def _tls_cluster(folder: Path) -> Iterator[SchedulerSettings]:
+    files = _certificate(folder)
+    settings = SchedulerSettings(address="tls://127.0.0.1:1", **files)
+    security = security_of(settings)
+    options = {"n_workers": 1, "threads_per_worker": 1, "processes": False, "host": "127.0.0.1"}
+    with LocalCluster(**options, protocol="tls", security=security, dashboard_address=None) as cluster:
+        yield settings.model_copy(update={"address": cluster.scheduler_address})
+
+
+def test_tls_is_spoken_and_a_stranger_is_turned_away(tmp_path: Path) -> None:
+    (tmp_path / "own").mkdir()
+    (tmp_path / "other").mkdir()
+    with _tls_cluster(tmp_path / "own") as settings:
+        assert settings.address.startswith("tls://127.0.0.1:")
+        with open_cluster(ClusterSettings(where=settings), tmp_path) as client:
+            assert client.submit(sum, [1, 2]).result(timeout=20) == 3
+            assert client.scheduler.address == settings.address
+        stranger = settings.model_copy(update=_certificate(tmp_path / "other"))
+        with (
+            pytest.raises(LumidError, match=r"^cluster\.address: tls://.*or not with this certificate$"),
+            open_cluster(ClusterSettings(where=stranger), tmp_path),
+        ):
+            pass
+
+
+def test_a_certificate_that_is_not_there_is_named() -> None:
+    settings = SchedulerSettings(address="tls://127.0.0.1:1", tls_ca="/no/ca", tls_cert="/no/cert", tls_key="/no/key")
+    with pytest.raises(RecipeError, match=r"cluster\.tls_ca"):
+        security_of(settings)
+
+
+def test_nothing_of_a_build_here_listens_on_a_public_interface(tmp_path: Path) -> None:
+    before = _listening()
+    with open_cluster(ClusterSettings(workers=2), tmp_path):
+        found = _listening() - before
+    assert len({process for process, _, _ in found}) >= 3  # scheduler and two workers: they were looked at
+    assert {address for _, address, _ in found} == {"127.0.0.1"}
+
+
+def test_options_come_before_the_recipe(tmp_path: Path) -> None:
+    elsewhere = SchedulerSettings(address="tcp://127.0.0.1:9")
+    with open_cluster(ClusterSettings(workers=1, where=elsewhere), tmp_path) as client:
+        assert len(client.nthreads()) == 1
+
+
+def _listening() -> set[tuple[int, str, int]]:
+    me = psutil.Process()
+    return {
+        (process.pid, socket.laddr.ip, socket.laddr.port)
+        for process in [me, *me.children(recursive=True)]
+        for socket in process.net_connections("inet")
+        if socket.status == psutil.CONN_LISTEN
+    }
+
+
+def _certificate(folder: Path) -> dict[str, str]:
+    """A self-signed certificate for 127.0.0.1, which is its own authority."""
+    x509 = pytest.importorskip("cryptography.x509")
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "lumid test")])
+    now = datetime.datetime.now(datetime.UTC)
+    day = datetime.timedelta(days=1)
+    local = x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))])
+    certificate = (
+        x509.CertificateBuilder().subject_name(name).issuer_name(name).public_key(key.public_key())
+        .serial_number(x509.random_serial_number()).not_valid_before(now - day).not_valid_after(now + day)
+        .add_extension(local, critical=False).add_extension(x509.BasicConstraints(True, None), critical=True)
+        .sign(key, hashes.SHA256())
+    )  # fmt: skip
+    paths = SimpleNamespace(cert=folder / "cert.pem", key=folder / "key.pem")
+    paths.cert.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+    encoding, style = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8
+    paths.key.write_bytes(key.private_bytes(encoding, style, serialization.NoEncryption()))
+    return {"tls_ca": str(paths.cert), "tls_cert": str(paths.cert), "tls_key": str(paths.key)}
