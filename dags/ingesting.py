@@ -33,8 +33,11 @@ def ingest_batches(client: Client, recipe: Recipe, plan: Plan, layout: Layout, p
     """
     missing: list[Batch] = []
     earlier: list[PartAccount] = []
+    begun = 0
     for batch in plan.batches:
-        done = choose([[files] for files in finished_parts(layout.parts, batch.id)])
+        found = finished_parts(layout.parts, batch.id)
+        begun += len(found) > 0
+        done = choose([[files] for files in found])
         accounts = [read_account(files) for files in done]
         again = _unfetched(batch, accounts) if done else batch
         if again is not None:
@@ -42,7 +45,6 @@ def ingest_batches(client: Client, recipe: Recipe, plan: Plan, layout: Layout, p
         earlier += accounts
     left = sum(batch.objects for batch in missing)
     total = sum(batch.objects for batch in plan.batches)
-    begun = sum(len(finished_parts(layout.parts, batch.id)) > 0 for batch in plan.batches)
     rejected = sum(account.rejected for account in earlier)
     progress.begin_ingest(total, total - left, begun, len(plan.batches), rejected)
     seconds = sum(account.seconds for account in earlier)

@@ -12,6 +12,7 @@ import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 
 import pyarrow as pa
@@ -27,6 +28,8 @@ from lumid.pipeline.ingest import BatchResult, SeriesResult
 ACCOUNT = b"lumid.account"
 LOCK_ROW = pa.field("lock_row", pa.int64(), nullable=False)
 UNFETCHED = "fetch_failed"
+ACCOUNTS_KEPT = 32_768
+"""So many accounts stay in memory: a build asks for each half a dozen times, and to open the file takes 0.3 ms."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,9 +186,17 @@ def write_rows(files: PartFiles, rows: pa.Table, lock_rows: Sequence[int], accou
 
 def read_account(files: PartFiles) -> PartAccount:
     """The account of a finished part, without the series that are not taken from it."""
-    facts = json.loads(pq.read_schema(files.rows).metadata[ACCOUNT])
+    about = files.rows.stat()
+    account = _whole_account(files.rows, about.st_ino, about.st_mtime_ns, about.st_size)
+    return account.without(files.without) if files.without else account
+
+
+@lru_cache(maxsize=ACCOUNTS_KEPT)
+def _whole_account(rows: Path, *_which: int) -> PartAccount:
+    """A file's account; ``_which`` tells it from another of that name, as one that is written again is another."""
+    facts = json.loads(pq.read_metadata(rows).metadata[ACCOUNT])
     series = tuple(SeriesAccount(*values) for values in facts.pop("series"))
-    return PartAccount(series, **facts).without(files.without)
+    return PartAccount(series, **facts)
 
 
 def read_rejects(files: PartFiles) -> pa.Table:

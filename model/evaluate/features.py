@@ -100,8 +100,9 @@ def _kept(
     batches: Iterator[tuple[npt.NDArray[np.int64], npt.NDArray[Any]]],
     report: Report | None,
 ) -> npt.NDArray[Any]:
-    """The array of a file, which appears whole or not at all."""
-    if not path.is_file():
+    """The array of a file, which appears whole or not at all; one that is damaged, or of another shape, is made again."""
+    kept = _mapped(path)
+    if kept is None or kept.shape != (len(task), *shape):
         with storage_errors(path.parent):
             path.parent.mkdir(parents=True, exist_ok=True)
             temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
@@ -120,8 +121,17 @@ def _kept(
             except BaseException:
                 temporary.unlink(missing_ok=True)
                 raise
-    kept: npt.NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
+        kept = _mapped(path)
+        assert kept is not None, "it was just written"
     return kept
+
+
+def _mapped(path: Path) -> npt.NDArray[Any] | None:
+    try:
+        found: npt.NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
+        return found
+    except (OSError, ValueError, EOFError):
+        return None
 
 
 def _reserve(path: Path) -> None:

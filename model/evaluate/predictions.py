@@ -83,7 +83,7 @@ def read_prediction(path: Path) -> Predictions:
         else:
             truth = np.array(labels, np.int64 if about.kind == "multiclass" else bool)
             said = np.array(scores, np.float64)
-    except (OSError, pa.ArrowException, KeyError, ValueError, TypeError):
+    except (OSError, pa.ArrowException, KeyError, ValueError, TypeError, RecursionError):
         raise DatasetError(f"{path}: damaged; delete it and run the same command again") from None
     return Predictions(about, tuple(table["id"].to_pylist()), tuple(table["patient"].to_pylist()), truth, said)
 
@@ -92,7 +92,7 @@ def is_done(path: Path, identity: str) -> bool:
     """Whether a file holds the predictions that are meant."""
     try:
         return _about((pq.read_schema(path).metadata or {})[FACTS]).identity == identity
-    except (OSError, pa.ArrowException, KeyError, ValueError, TypeError):
+    except (OSError, pa.ArrowException, KeyError, ValueError, TypeError, RecursionError):
         return False
 
 

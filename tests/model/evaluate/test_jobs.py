@@ -60,6 +60,12 @@ def test_features_are_computed_once_and_appear_whole(larger: Path, small: str, t
     seen.clear()
     assert np.array_equal(found, features(encoder, task, tmp_path, device=CPU, report=lambda *done: seen.append(done)))
     assert not seen
+    (path,) = tmp_path.iterdir()
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    again = features(encoder, task, tmp_path, device=CPU)
+    assert path.read_bytes() == whole, "what is damaged is made again"
+    assert again.shape == (len(task), encoder.features)
     features(encoder, replace(task, version="another catalog"), tmp_path, device=CPU)
     assert len(list(tmp_path.iterdir())) == 2, "the same keys of another catalog are other images"
 
