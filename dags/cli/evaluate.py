@@ -47,7 +47,8 @@ def evaluate(
         ),
     ] = None,
     shots: Annotated[
-        list[int] | None, typer.Option(help="Training images a class; 0: all; can be repeated.", show_default="0")
+        list[int] | None,
+        typer.Option(min=0, help="Training images a class; 0: all; can be repeated.", show_default="0"),
     ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="How often each is fitted.")] = 3,
     baseline: Annotated[
@@ -109,10 +110,15 @@ def evaluate(
         if not models or not task:
             raise UsageError("name a model and a --task; see: lumid evaluate --help")
         from lumid.model.evaluate.baselines import expanded
+        from lumid.model.evaluate.encoders import display_name
         from lumid.model.evaluate.jobs import jobs_of
         from lumid.model.evaluate.settings import FineTuning, Probing, set_fields
 
         models = expanded(models)
+        baseline = display_name(baseline) if baseline in models else baseline
+        known = [display_name(model) for model in models]
+        if baseline is not None and baseline not in known and not (out / "predictions").is_dir():
+            raise UsageError(f"--baseline {baseline}: is none of {', '.join(known)}")
         given = dict(_pair(one) for one in weights or [])
         if unused := [name for name in given if name not in models]:
             raise UsageError(f"--weights {unused[0]}: is none of the models that are named")

@@ -144,6 +144,18 @@ def load_encoder(
     return found
 
 
+def display_name(spec: str) -> str:
+    """What an encoder is called in the tables.
+
+    >>> display_name("random:runs/first")
+    'first (random)'
+    """
+    source = spec.removeprefix(RANDOM)
+    path = Path(source)
+    name = path.stem if path.suffix in (".pth", ".pt") else path.resolve().name if path.is_dir() else path.name
+    return f"{name} (random)" if spec.startswith(RANDOM) else name
+
+
 def hash_of(model: nn.Module) -> str:
     """SHA-256 of a model's tensors and their names."""
     digest = hashlib.sha256()
@@ -160,7 +172,7 @@ def _of_run(path: Path, at_random: bool, more: Mapping[str, Any]) -> Encoder:
     if not at_random:
         model.load_state_dict(mae.encoder.state_dict(), strict=True)
     wanted = _lumids(arguments, recipe.data.input)
-    return _finished(path.name, model, wanted, at_random, TrainedOn(state.catalog_hash, recipe.data.where))
+    return _finished(path.resolve().name, model, wanted, at_random, TrainedOn(state.catalog_hash, recipe.data.where))
 
 
 def _of_folder(path: Path, at_random: bool, more: Mapping[str, Any]) -> Encoder:
@@ -177,9 +189,11 @@ def _of_folder(path: Path, at_random: bool, more: Mapping[str, Any]) -> Encoder:
     data = config.get("recipe", {}).get("data", {})
     if not data:  # converted from another's checkpoint: what it was trained on is not known
         wanted = Preprocessing(arguments["img_size"], arguments["in_chans"], IMAGENET_MEAN, IMAGENET_STD, cubic=True)
-        return _finished(path.name, model, wanted, at_random)
+        return _finished(path.resolve().name, model, wanted, at_random)
     wanted = _lumids(arguments, data.get("input", "lumid"))
-    return _finished(path.name, model, wanted, at_random, TrainedOn(config["catalog_hash"], data.get("where") or ""))
+    return _finished(
+        path.resolve().name, model, wanted, at_random, TrainedOn(config["catalog_hash"], data.get("where") or "")
+    )
 
 
 def _of_checkpoint(path: Path, at_random: bool, more: Mapping[str, Any]) -> Encoder:

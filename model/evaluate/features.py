@@ -15,6 +15,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from lumid.catalog.errors import LumidError
 from lumid.catalog.layout import storage_errors
 from lumid.model.evaluate.encoders import Encoder, describe, feature_map, in_channels, normalized
 from lumid.model.evaluate.tasks.base import Task
@@ -89,7 +90,12 @@ def _embedded(
     wanted = encoder.preprocessing
     for indices, images in task.images.batches(wanted.size, wanted.cubic, BATCH):
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-            yield indices, of(images.to(device, non_blocking=True)).float().cpu().numpy()
+            found = of(images.to(device, non_blocking=True)).float().cpu()
+        if not bool(torch.isfinite(found).all()):
+            raise LumidError(
+                f"{encoder.name}: gives features of {task.name} that are no numbers; are its weights whole?"
+            )
+        yield indices, found.numpy()
 
 
 def _kept(

@@ -15,7 +15,7 @@ from lumid.catalog.places import as_place, identity, place_manifest
 from lumid.catalog.query import read_catalog
 from lumid.model.evaluate.encoders import Encoder, describe, load_encoder
 from lumid.model.evaluate.features import Report, feature_maps, features, pixels, true_masks
-from lumid.model.evaluate.metrics import thresholds_of
+from lumid.model.evaluate.metrics import probabilities, thresholds_of
 from lumid.model.evaluate.predictions import About, Predictions, is_done, prediction_path, write_prediction
 from lumid.model.evaluate.protocols import PROTOCOLS, Scores, Sets, few_shot, few_shot_rows
 from lumid.model.evaluate.rows import Rows
@@ -113,6 +113,9 @@ def run_job(job: Job, out: Path, report: Report | None = None) -> list[Path]:
 def _make(job: Job, task: Task, encoder: Encoder, leak: str, one: _One, out: Path, report: Report | None) -> None:
     rows = {split: task.of(split) for split in SPLITS}
     scores, train = _fitted(job, task, encoder, one, out, report)
+    if task.kind == "multiclass":  # as files hold them: what can be ranked as it is
+        val, test = (probabilities(task.kind, of) for of in (scores.val, scores.test))
+        scores = Scores(val, test, scores.chosen)
     # masks are compared with the true ones at one size, and keep their probabilities; labels keep a threshold each
     thresholds = () if task.kind == "masks" else tuple(
         thresholds_of(task.kind, task.labels[rows["val"]], scores.val).tolist()

@@ -31,13 +31,13 @@ def measure(
     count in its means; NaN where there is no such class.
 
     Beside the means there are those of each class against the others, named ``metric/number of the class``.
-    ``labels``: ``int64 [n]`` or ``bool [n, classes]``; ``scores``: ``[n, classes]``, higher is likelier; ``thresholds``:
+    ``labels``: ``int64 [n]`` or ``bool [n, classes]``; ``scores``: ``[n, classes]``, higher is likelier, probabilities or logits; ``thresholds``:
     ``[classes]``, of several labels: above is yes; of one the highest score is. ``weights``: ``[draws, n]``, 1 by default.
     """
     count = scores.shape[1]
     weight = np.ones((1, len(scores))) if weights is None else weights
     if kind == "multiclass":
-        best = scores.argmax(1)
+        best, scores = scores.argmax(1), probabilities(kind, scores)
         truth, said = (np.eye(count, dtype=bool)[of] for of in (labels, best))
         right = (labels == best).astype(np.float64)
     else:
@@ -72,6 +72,20 @@ def measure_masks(dice: Floats, overlap: Floats, weights: Floats | None = None) 
     weight = weight / weight.sum(1, keepdims=True)
     half = LEVELS // 2 - 1
     return {"dice": weight @ dice[:, half], "iou": weight @ overlap[:, half], "max_f": (weight @ dice).max(1)}
+
+
+def probabilities(kind: Kind, scores: Floats) -> Floats:
+    """Scores as probabilities: as they are where they are such, else by softmax, or by the logistic function for labels.
+
+    One class against the others is ranked by these: a logit says nothing before it is set against the others' of its image.
+    """
+    inside = bool((scores >= 0).all() and (scores <= 1).all())
+    if kind == "multilabel":
+        return scores if inside else np.asarray(1 / (1 + np.exp(-np.clip(scores, -500, 500))))
+    if inside and np.allclose(scores.sum(1), 1, atol=1e-6):
+        return scores
+    powers = np.exp(scores - scores.max(1, keepdims=True))
+    return np.asarray(powers / powers.sum(1, keepdims=True))
 
 
 def one_class(

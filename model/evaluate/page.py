@@ -16,7 +16,7 @@ from sklearn.calibration import calibration_curve
 from sklearn.metrics import confusion_matrix, precision_recall_curve, roc_curve
 
 from lumid._version import __version__
-from lumid.model.evaluate.metrics import LEVELS, mask_curves
+from lumid.model.evaluate.metrics import LEVELS, mask_curves, probabilities
 from lumid.model.evaluate.predictions import Predictions
 from lumid.model.evaluate.tables import HEADS, Line, cells, remark, table_heads, tables_of
 from lumid.model.evaluate.worst import Worst, read_worst
@@ -125,18 +125,6 @@ def page(made: Sequence[Line], found: Sequence[tuple[Path, Predictions]], baseli
     )  # fmt: skip
 
 
-def probabilities(one: Predictions) -> npt.NDArray[np.float64]:
-    """Scores as probabilities: as they are where they are such, else by softmax, or by the logistic function for labels."""
-    scores = one.scores.astype(np.float64)
-    inside = bool((scores >= 0).all() and (scores <= 1).all())
-    if one.about.kind == "multilabel":
-        return scores if inside else 1 / (1 + np.exp(-np.clip(scores, -500, 500)))
-    if inside and np.allclose(scores.sum(1), 1, atol=1e-6):
-        return scores
-    powers = np.exp(scores - scores.max(1, keepdims=True))
-    return np.asarray(powers / powers.sum(1, keepdims=True))
-
-
 def calibration_error(confidence: npt.NDArray[np.float64], right: npt.NDArray[np.bool_]) -> float:
     """Expected calibration error over ten bins of equal width (Naeini et al. 2015).
 
@@ -202,7 +190,7 @@ def _ranges(group: Sequence[Line], colours: dict[str, int]) -> tuple[tuple[Range
         value for _, one in found for value in (one.low, one.value, one.high) if math.isfinite(value)
     ] or [0.0, 1.0]  # fmt: skip
     low, high = math.floor(min(numbers) * 20) / 20, math.ceil(max(numbers) * 20) / 20
-    high = high if high > low else low + 0.05
+    low = low if high > low else low - 0.05
 
     def place(value: float) -> float:
         return 100 * (value - low) / (high - low) if math.isfinite(value) else 0.0
@@ -273,7 +261,7 @@ def _calibration(found: Sequence[Predictions], colours: dict[str, int]) -> Plot:
     """Confidence against how often it is right: of the class that is said, or of every label."""
     curves = []
     for one in found:
-        chance = probabilities(one)
+        chance = probabilities(one.about.kind, one.scores)
         if one.about.kind == "multiclass":
             confidence, right = chance.max(1), chance.argmax(1) == one.labels
         else:
@@ -314,4 +302,4 @@ def _picture(case: Worst) -> Picture:
     return Picture(uri, f"{case.truth}, taken for {case.said}", case.truth, case.said)
 
 
-__all__ = ["calibration_error", "page", "probabilities"]
+__all__ = ["calibration_error", "page"]

@@ -61,7 +61,7 @@ def test_what_can_be_done_is_done_and_what_fails_is_named(
     out, finished = done
     assert finished.returncode == 1, finished.stderr
     facts = json.loads(finished.stdout)
-    assert [one["why"] for one in facts["failures"]] == ["absent.csv: cannot be read as a CSV file in UTF-8"] * 2
+    assert [one["why"] for one in facts["failures"]] == ["absent.csv: no such file"] * 2
     assert {(line["model"], line["protocol"]) for line in facts["lines"]} == {
         (f"{model.removeprefix('random:')} (random)", protocol) for model in MODELS for protocol in ("linear", "knn")
     }
@@ -117,6 +117,7 @@ def test_a_killed_evaluation_goes_on(
     [
         (["random:test_vit"], "name a model and a --task"),
         (["test_vit.r160_in1k", "--task", "modality", "--weights", "other=x"], "is none of the models"),
+        (["random:test_vit", "--task", "modality", "--baseline", "nobody"], "is none of test_vit (random)"),
         (["random:test_vit", "--task", "modality", "--tune", "epoch=3"], "did you mean epochs"),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 
@@ -48,29 +49,36 @@ def load_task(spec: str, data: Anywhere | None) -> Task:
     if colon and kind in OF_FILES:
         return OF_FILES[kind](what)
     path = Path(spec)
-    if path.suffix == ".py" and path.is_file():
-        return _of_file(path)(data)
+    if path.suffix == ".py":
+        return _of_file(path, data)
     raise UsageError(
         f"{spec}: no such task; there are {', '.join(TASKS)}, cvc-clinicdb:FOLDER, medmnist:NAME, csv:FILE, and FILE.py "
         "with a function task(data)"
     )
 
 
-def _of_file(path: Path) -> Make:
+def _of_file(path: Path, data: Anywhere | None) -> Task:
+    if not path.is_file():
+        raise UsageError(f"{path}: no such file")
     found = importlib.util.spec_from_file_location(f"lumid_task_{path.stem}", path)
     assert found is not None, "a .py file has a loader"
     assert found.loader is not None, "a .py file has a loader"
     module = importlib.util.module_from_spec(found)
     try:
         found.loader.exec_module(module)
-        make: Make = module.task
+        task = module.task(data)
     except LumidError:
         raise
-    except Exception as error:
+    except Exception as error:  # whatever another's code raises; its text may quote anything
+        lines = [one.lineno for one in traceback.extract_tb(error.__traceback__) if Path(one.filename) == path]
+        line = error.lineno if isinstance(error, SyntaxError) else lines[-1] if lines else None
+        where = f"{path}, line {line}" if line else str(path)
         raise UsageError(
-            f"{path}: cannot be used as a task ({type(error).__name__}); it needs a function task(data)"
+            f"{where}: {type(error).__name__}; a task is a function task(data) that returns a Task"
         ) from None
-    return make
+    if not isinstance(task, Task):
+        raise UsageError(f"{path}: its task(data) returns {type(task).__name__}, not a Task")
+    return task
 
 
 __all__ = ["TASKS", "Make", "Task", "load_task"]

@@ -17,12 +17,14 @@ from lumid.model.evaluate.tasks.catalog import deal
 def from_table(path: Path) -> Task:
     """A CSV file with columns ``file`` (relative to it), ``label``, ``patient``, and ``split`` if it is given.
 
-    More than one label: separated by ``|``, which makes the task multilabel; an empty one is none. Without ``split``,
+    More than one label: separated by ``|``; where any row has several the task is multilabel, and an empty one is none. Without ``split``,
     patients are dealt. Names of files and patients go into the results as hashes only. Raises :class:`UsageError`.
     """
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             rows = list(csv.DictReader(file))
+    except FileNotFoundError:
+        raise UsageError(f"{path}: no such file") from None
     except (OSError, UnicodeDecodeError, csv.Error):
         raise UsageError(f"{path}: cannot be read as a CSV file in UTF-8") from None
     needed = ("file", "label", "patient")
@@ -34,10 +36,18 @@ def from_table(path: Path) -> Task:
         raise UsageError(
             f"{path}: {absent:,} of {len(files):,} files are not there, the first in row {_first(files) + 2}"
         )
+    for number, row in enumerate(rows):
+        if not (row["patient"] or "").strip():
+            raise UsageError(f"{path}: no patient in row {number + 2}; who it is decides on splits and intervals")
     patients = [_hash(row["patient"]) for row in rows]
-    labels = [[one for one in (row["label"] or "").split("|") if one] for row in rows]
+    labels = [[_printable(one) for one in (row["label"] or "").split("|") if one] for row in rows]
     classes = tuple(sorted({one for of_row in labels for one in of_row}))
-    multilabel = any(len(of_row) != 1 for of_row in labels)
+    multilabel = any(len(of_row) > 1 for of_row in labels)
+    for number, of_row in enumerate(labels):
+        if not of_row and not multilabel:
+            raise UsageError(
+                f"{path}: no label in row {number + 2}; only where some rows have several may a row have none"
+            )
     stated = [row.get("split") or "" for row in rows]
     if any(stated):
         if set(stated) - set(SPLITS):
@@ -48,7 +58,7 @@ def from_table(path: Path) -> Task:
         splits = [dealt[patient] for patient in patients]
     found = np.array([[name in of_row for name in classes] for of_row in labels])
     return Task(
-        name=f"csv:{path.stem}",
+        name=f"csv:{path.resolve().parent.name}/{path.stem}",
         kind="multilabel" if multilabel else "multiclass",
         classes=classes,
         images=FileImages(files),
@@ -59,6 +69,10 @@ def from_table(path: Path) -> Task:
         version=files_version(files),
         note="" if any(stated) else "patients dealt by lumid",
     )
+
+
+def _printable(text: str) -> str:
+    return "".join(one for one in text if one.isprintable()).strip()
 
 
 def _first(files: list[Path]) -> int:

@@ -16,7 +16,8 @@ from lumid.model.evaluate import jobs
 from lumid.model.evaluate.encoders import Encoder, TrainedOn, load_encoder
 from lumid.model.evaluate.features import features
 from lumid.model.evaluate.jobs import Job, leaked, run_job
-from lumid.model.evaluate.page import page, probabilities
+from lumid.model.evaluate.metrics import measure, probabilities
+from lumid.model.evaluate.page import page
 from lumid.model.evaluate.predictions import Predictions, read_prediction, read_predictions
 from lumid.model.evaluate.settings import FineTuning, Probing
 from lumid.model.evaluate.tables import as_csv, as_json, classes_csv, latex, lines, markdown
@@ -142,12 +143,14 @@ def test_the_worst_are_the_worst(evaluated: Path) -> None:
     assert not read_worst(path.with_name(path.name.replace("seed0", "seed1")))
 
 
-def test_scores_become_probabilities_once(evaluated: Path) -> None:
-    by_name = {path.name: read_prediction(path) for path in (evaluated / "predictions").rglob("*-seed0.parquet")}
-    assert np.allclose(probabilities(by_name["knn-seed0.parquet"]), by_name["knn-seed0.parquet"].scores)
-    logits = by_name["linear-seed0.parquet"]
-    assert np.allclose(probabilities(logits).sum(1), 1)
-    assert (probabilities(logits).argmax(1) == logits.scores.argmax(1)).all()
+def test_files_hold_probabilities_and_one_class_is_ranked_by_them(evaluated: Path) -> None:
+    for path in (evaluated / "predictions").rglob("*-seed0.parquet"):
+        assert np.allclose(read_prediction(path).scores.sum(1), 1)
+    logits = np.array([[5.0, 9.0], [1.0, 0.0]])  # the second image is likelier the first class, with the smaller logit
+    assert probabilities("multiclass", logits)[:, 0].argmax() == 1
+    assert measure("multiclass", np.array([1, 0]), logits, np.full(2, np.nan))["auroc/0"][0] == 1
+    assert probabilities("multilabel", logits)[1].tolist() == pytest.approx([1 / (1 + np.exp(-1)), 0.5])
+    assert probabilities("multilabel", np.array([[0.2, 0.9]])).tolist() == [[0.2, 0.9]]
 
 
 def test_masks_from_frames_to_the_table(tmp_path: Path, small: str) -> None:

@@ -95,6 +95,12 @@ def test_a_table_of_pictures(tmp_path: Path) -> None:
     (tmp_path / "labels.csv").write_text("\n".join([*lines, "absent.png,a,X"]))
     with pytest.raises(UsageError, match="1 of 31 files are not there, the first in row 32"):
         load_task(f"csv:{tmp_path / 'labels.csv'}", None)
+    (tmp_path / "labels.csv").write_text("\n".join(line.replace(",DOE7", ", ") for line in lines))
+    with pytest.raises(UsageError, match="no patient in row 9"):
+        load_task(f"csv:{tmp_path / 'labels.csv'}", None)
+    (tmp_path / "labels.csv").write_text("\n".join(line.replace(",b,DOE7", ",,DOE7") for line in lines))
+    with pytest.raises(UsageError, match="no label in row 9"):
+        load_task(f"csv:{tmp_path / 'labels.csv'}", None)
     (tmp_path / "JOHN_DOE_3.png").write_bytes(b"no picture")
     with pytest.raises(DatasetError, match="image 4 of the table"):
         list(task.images.batches(16, False, 8))
@@ -120,8 +126,11 @@ def test_a_task_of_ones_own(tmp_path: Path, larger: Path) -> None:
     )
     assert load_task(str(tmp_path / "mine.py"), larger).classes == ("F", "M")
     (tmp_path / "wrong.py").write_text("1 / 0")
-    with pytest.raises(UsageError, match="ZeroDivisionError"):
+    with pytest.raises(UsageError, match=r"wrong\.py, line 1: ZeroDivisionError"):
         load_task(str(tmp_path / "wrong.py"), larger)
+    (tmp_path / "five.py").write_text("def task(data):\n    return 5\n")
+    with pytest.raises(UsageError, match="returns int, not a Task"):
+        load_task(str(tmp_path / "five.py"), larger)
 
 
 @pytest.mark.parametrize("spec", ["nothing", "csv:nothing.csv", "nothing.py"])
