@@ -68,6 +68,9 @@ def test_faults_change_an_image_and_its_key_decides_how(larger: Path) -> None:
         assert 0 < np.abs(weak - image).mean() < np.abs(strong - image).mean(), name
         assert np.array_equal(strong, fault(image, np.random.default_rng(4), 1.0)), name
     task = load_task("mr-quality", larger)
+    for patient in set(task.patients):
+        counts = np.bincount(task.labels[np.asarray(task.patients) == patient], minlength=5)
+        assert counts.max() - counts.min() <= 1, "a patient's images take the faults in turn"
     twice = [[images for _, images in task.images.batches(64, False, size)] for size in (8, 3)]
     whole = [torch.cat(batches) for batches in twice]
     assert torch.allclose(whole[0].sum(), whole[1].sum(), rtol=1e-5)
