@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from distributed import get_worker
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from lumid.catalog.errors import LumidError, UsageError
@@ -111,7 +112,7 @@ def _run(jobs: Sequence[Job], out: Path, cluster: ClusterSettings, console: Cons
     )
     with open_cluster(cluster, out / "scratch") as client, bars:
         whole = bars.add_task("jobs", total=len(jobs))
-        images = [bars.add_task(f"{job.model} · {job.task}", total=None, visible=False) for job in jobs]
+        images = [bars.add_task(escape(f"{job.model} · {job.task}"), total=None, visible=False) for job in jobs]
 
         def heard(event: Any) -> None:
             number, done, total = event[1]
@@ -128,7 +129,7 @@ def _run(jobs: Sequence[Job], out: Path, cluster: ClusterSettings, console: Cons
             bars.update(images[number], visible=False)
             bars.advance(whole)
             if not (console.is_terminal or why):  # failures are told at the end
-                console.print(f"{job.model} · {job.task}: done", soft_wrap=True)
+                console.print(escape(f"{job.model} · {job.task}: done"), soft_wrap=True)
     return tuple(failures)
 
 

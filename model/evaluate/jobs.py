@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -211,10 +211,20 @@ def _identity(encoder: Encoder, task: Task, job: Job, protocol: str, shots: int,
 
 
 def jobs_of(
-    models: Sequence[str], tasks: Sequence[str], data: str | None, protocols: Sequence[str], seeds: int, **more: Any
+    models: Sequence[str],
+    tasks: Sequence[str],
+    data: str | None,
+    protocols: Sequence[str],
+    seeds: int,
+    weights: Mapping[str, str],
+    **more: Any,
 ) -> list[Job]:
-    """Every model on every task."""
-    return [Job(model, task, data, tuple(protocols), tuple(range(seeds)), **more) for task in tasks for model in models]
+    """Every model on every task; ``weights``: files of those of timm's, by model."""
+    return [
+        Job(model, task, data, tuple(protocols), tuple(range(seeds)), weights=weights.get(model), **more)
+        for model in models
+        for task in tasks
+    ]
 
 
 __all__ = ["ALL_PROTOCOLS", "Job", "jobs_of", "leaked", "run_job"]

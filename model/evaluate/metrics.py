@@ -49,6 +49,13 @@ def measure(
     return {"accuracy": weight @ right / weight.sum(1), **means, **each}
 
 
+def quality_of(kind: Kind, labels: npt.NDArray[Any], scores: Floats) -> float:
+    """What settings and epochs are chosen by, on validation: mean AUROC; accuracy where there is one class only."""
+    found = measure(kind, labels, scores, np.zeros(scores.shape[1]))
+    quality = float(found["auroc"][0])
+    return quality if np.isfinite(quality) else float(found["accuracy"][0])
+
+
 def mask_curves(masks: npt.NDArray[np.bool_], scores: npt.NDArray[np.uint8]) -> tuple[Floats, Floats]:
     """Dice and intersection over union of every image at every threshold, ``float64 [n, 256]`` each: above it is yes.
 

@@ -18,12 +18,11 @@ from sklearn.linear_model import LogisticRegression
 from torch import Tensor, nn
 
 from lumid.model.evaluate.features import Features
-from lumid.model.evaluate.metrics import Floats, measure
+from lumid.model.evaluate.metrics import Floats, quality_of
 from lumid.model.evaluate.rows import Rows
 from lumid.model.evaluate.tasks.base import Kind
 
 Labels = npt.NDArray[Any]
-CHOSEN_BY = "auroc"
 NEIGHBOURS, TEMPERATURE = (1, 5, 10, 20, 50), 0.07
 PENALTIES = (1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)
 RATES, DECAYS = (1e-3, 3e-3, 1e-2, 3e-2), (0.0, 1e-4, 1e-2)
@@ -58,7 +57,7 @@ def neighbours(sets: Sets, _seed: int = 0) -> Scores:
     truth = _as_matrix(sets.train_labels, sets)
     counts = [count for count in NEIGHBOURS if count <= len(sets.train)] or [len(sets.train)]
     val = _vote(sets.train, truth, sets.val, counts)
-    best = max(counts, key=lambda count: (_quality(sets, val[count]), -count))
+    best = max(counts, key=lambda count: (quality_of(sets.kind, sets.val_labels, val[count]), -count))
     test = _vote(sets.train, truth, sets.test, [best])
     return Scores(val[best], test[best], {"k": best})
 
@@ -70,7 +69,7 @@ def logistic(sets: Sets, seed: int = 0) -> Scores:
     found = []
     for penalty in PENALTIES:
         models = _regressions(train, sets, penalty, seed)
-        found.append((_quality(sets, _predicted(models, val, sets)), -penalty, models))
+        found.append((quality_of(sets.kind, sets.val_labels, _predicted(models, val, sets)), -penalty, models))
     quality, negative, models = max(found, key=lambda one: one[:2])
     return Scores(
         _predicted(models, val, sets), _predicted(models, test, sets), {"C": -negative, "validation": quality}
@@ -91,7 +90,7 @@ def linear(sets: Sets, seed: int = 0) -> Scores:
             layer.step(torch.from_numpy(scale(sets.train.take(rows.numpy()))), labels[rows], sets.kind, steps)
         scores = torch.cat([layer(torch.from_numpy(scale(block))) for block in sets.val.blocks()], 1)
         for number in range(len(grid)):
-            quality = _quality(sets, scores[number].double().numpy())
+            quality = quality_of(sets.kind, sets.val_labels, scores[number].double().numpy())
             if quality > best[0]:
                 best = (quality, epoch + 1, number, layer.weights[number].clone())
         if epoch + 1 - best[1] >= PATIENCE:
@@ -134,7 +133,7 @@ def paper(sets: Sets, seed: int = 0) -> Scores:
             _lars(list(head.parameters()), gradients, momenta, _paper_rate(epoch + number / per_epoch, batch))
         head.eval()
         scores = _scores_of(head, sets.val)
-        quality = _quality(sets, scores)
+        quality = quality_of(sets.kind, sets.val_labels, scores)
         if quality > best[0]:
             best = (quality, epoch + 1, scores, copy.deepcopy(head.state_dict()))
     head.load_state_dict(best[3])
@@ -318,15 +317,5 @@ def _lars(parameters: list[nn.Parameter], gradients: Any, momenta: list[Tensor],
         parameter.sub_(momentum, alpha=rate)
 
 
-# ---- what is chosen by
-
-
 def _as_matrix(labels: Labels, sets: Sets) -> Floats:
     return np.eye(sets.classes)[labels] if sets.kind == "multiclass" else labels.astype(np.float64)
-
-
-def _quality(sets: Sets, scores: Floats) -> float:
-    """Mean AUROC on validation; accuracy where it has one class only."""
-    found = measure(sets.kind, sets.val_labels, scores, np.zeros(sets.classes))
-    quality = float(found[CHOSEN_BY][0])
-    return quality if math.isfinite(quality) else float(found["accuracy"][0])

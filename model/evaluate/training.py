@@ -17,14 +17,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from timm.optim._param_groups import param_groups_layer_decay
+from timm.optim import param_groups_layer_decay  # type: ignore[attr-defined]
 from torch import Tensor, nn
 
 from lumid.catalog.layout import storage_errors
 from lumid.model.augment import Crop, linear, random_crop, transform
 from lumid.model.evaluate.encoders import Encoder, feature_map, normalized
 from lumid.model.evaluate.features import Report
-from lumid.model.evaluate.metrics import LEVELS, mask_curves, measure, measure_masks
+from lumid.model.evaluate.metrics import LEVELS, mask_curves, measure_masks, quality_of
 from lumid.model.evaluate.rows import Rows
 from lumid.model.evaluate.settings import FineTuning, Probing
 from lumid.model.evaluate.tasks.base import Kind
@@ -280,14 +280,12 @@ def _scores(model: nn.Module, split: Split, material: Material, prepared: _Prepa
 
 
 def _quality(material: Material, scores: npt.NDArray[Any]) -> float:
-    """On validation: mean Dice, or mean AUROC; accuracy where there is one class only."""
+    """On validation: mean Dice of masks, else as :func:`quality_of` has it."""
     if material.kind == "masks":
         truth = material.val.targets(np.arange(len(material.val))).numpy().astype(bool)
         return float(measure_masks(*mask_curves(truth, scores))["dice"][0])
     assert not isinstance(material.val.labels, Rows), "labels are an array"
-    found = measure(material.kind, material.val.labels, scores, np.zeros(material.classes))
-    quality = float(found["auroc"][0])
-    return quality if math.isfinite(quality) else float(found["accuracy"][0])
+    return quality_of(material.kind, material.val.labels, scores)
 
 
 def _save(path: Path | None, model: nn.Module, optimizer: torch.optim.Optimizer, progress: _Progress) -> None:

@@ -147,7 +147,9 @@ def test_a_condition_is_asked_and_its_mistakes_are_told(page: Page) -> None:
     page.reload()
     shows(page, "no samples")
     page.get_by_label("Another column").select_option("field_strength")
-    page.get_by_label("field strength from").wait_for()
+    field = page.get_by_label("field strength from")
+    field.wait_for()
+    assert field.is_visible()
 
 
 def test_one_slice_a_series(page: Page, root: Path) -> None:
@@ -422,7 +424,9 @@ def test_a_slice_that_cannot_be_read(browser: Browser, dataset: Path) -> None:
         page.goto(server.address.url)
         page.get_by_text("cannot be read").first.wait_for()
         page.goto(f"{server.address.url}&key={rows[0].key}")
-        page.locator("#viewer").get_by_text("missing or not readable").wait_for()
+        said = page.locator("#viewer").get_by_text("missing or not readable")
+        said.wait_for()
+        assert said.is_visible()
         page.close()
 
 
@@ -432,5 +436,7 @@ def test_a_server_that_has_ended(browser: Browser, built: Path) -> None:
         page.goto(server.address.url)
         page.wait_for_selector("#filters .values")
     choose(page, "CT")
-    page.get_by_text("lumid explore does not answer any more").wait_for()
+    said = page.get_by_text("lumid explore does not answer any more")
+    said.wait_for()
+    assert said.is_visible()
     page.close()
