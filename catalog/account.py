@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain, pairwise
 from pathlib import Path
@@ -20,6 +20,7 @@ from lumid.catalog.findings import Finding, damage, warning
 from lumid.catalog.fingerprint import FILE_NAME, combine, file_hash
 from lumid.catalog.layout import Counts, Layout, Manifest, Shard, read_manifest
 from lumid.catalog.lock import load_lock, lock_hash
+from lumid.catalog.paths import AnyPath
 from lumid.catalog.query import ask, connect
 from lumid.catalog.schema import CATALOG, REJECTS
 
@@ -63,7 +64,7 @@ class Books:
 # ---- dataset.json
 
 
-def load_manifest(root: Path) -> Manifest | Finding:
+def load_manifest(root: AnyPath) -> Manifest | Finding:
     """The manifest, or what is wrong with it.
 
     Raises :class:`DatasetError` when there is none, or one of a newer format: then there is nothing to verify.
@@ -135,25 +136,27 @@ def _sums(where: str, counts: Counts, manifest: Manifest) -> Iterator[Finding]:
 # ---- files
 
 
-def check_files(layout: Layout, manifest: Manifest) -> Iterator[Finding]:
-    """Whether what every data set has is there, and nothing beside it that would be read as part of it."""
+def check_files(names: Mapping[str, int], manifest: Manifest) -> Iterator[Finding]:
+    """Whether what every data set has is there, and nothing beside it that would be read as part of it.
+
+    ``names``: all its files, from its root, and their sizes.
+    """
     for name in ("CITATION.bib", "LICENSES.md"):
-        path = layout.root / name
-        if not path.is_file() or path.stat().st_size == 0:
+        if not names.get(name):
             yield damage("file_missing", name, "missing or empty; write it again with: lumid cite DATASET")
-    if not layout.report.is_file():
-        yield warning("file_missing", layout.report.name, "missing; write it again with: lumid report DATASET")
+    if "report.html" not in names:
+        yield warning("file_missing", "report.html", "missing; write it again with: lumid report DATASET")
     listed = {shard.name for shard in manifest.shards}
-    for folder, suffix in ((layout.shards, ".tar"), (layout.catalog, ".parquet"), (layout.rejects, ".parquet")):
-        for path in sorted(folder.rglob("*")):
-            where = path.relative_to(layout.root).as_posix()
-            ours = {
-                layout.shards: path.parent == folder and path.name in listed,
-                layout.catalog: FILE_NAME.fullmatch(path.relative_to(folder).as_posix()) is not None,
-                layout.rejects: path.parent == folder and path.suffix == ".parquet",
-            }[folder]
-            if not ours and not path.is_dir():
-                yield (damage if path.suffix == suffix else warning)("stray_file", where)
+    ours: dict[str, Callable[[str], bool]] = {
+        "shards": listed.__contains__,
+        "catalog": lambda name: FILE_NAME.fullmatch(name) is not None,
+        "rejects": lambda name: "/" not in name and name.endswith(".parquet"),
+    }
+    for where in sorted(names):
+        folder, within, name = where.partition("/")
+        if within and folder in ours and not ours[folder](name):
+            suffix = ".tar" if folder == "shards" else ".parquet"
+            yield (damage if name.endswith(suffix) else warning)("stray_file", where)
 
 
 # ---- the catalog

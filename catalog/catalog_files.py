@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -11,6 +10,7 @@ import pyarrow.parquet as pq
 
 from lumid.catalog.fingerprint import chunk_hash, rows_hash
 from lumid.catalog.layout import atomic_file
+from lumid.catalog.paths import AnyPath
 from lumid.catalog.schema import CATALOG
 
 CATALOG_SORT = [("collection", "ascending"), ("patient", "ascending"), ("study", "ascending"), ("series", "ascending"),
@@ -36,7 +36,12 @@ class CatalogFile:
     modalities: tuple[tuple[str, int], ...]
 
 
-def write_catalog_rows(table: pa.Table, number: int, folder: Path) -> CatalogFile:
+def file_name(modality: str, number: int) -> str:
+    """The name of the file that has the rows of one modality out of a chunk, from the catalog's folder."""
+    return f"modality={modality}/part-{number:05d}.parquet"
+
+
+def write_catalog_rows(table: pa.Table, number: int, folder: AnyPath) -> CatalogFile:
     """Write the rows of a chunk, under :data:`~lumid.catalog.schema.CATALOG`, as one Parquet file a modality, sorted."""
     hashes: dict[str, str] = {}
     counts = []
@@ -44,12 +49,11 @@ def write_catalog_rows(table: pa.Table, number: int, folder: Path) -> CatalogFil
         rows = table.filter(pc.equal(table["modality"], modality)).sort_by(CATALOG_SORT).combine_chunks()
         counts.append((modality, rows.num_rows))
         hashes[modality] = rows_hash(rows)
-        path = folder / f"modality={modality}" / f"part-{number:05d}.parquet"
-        write_catalog_file(path, rows.drop_columns(["modality"]))
+        write_catalog_file(folder / file_name(modality, number), rows.drop_columns(["modality"]))
     return CatalogFile(chunk_hash(hashes), tuple(counts))
 
 
-def write_catalog_file(path: Path, rows: pa.Table) -> None:
+def write_catalog_file(path: AnyPath, rows: pa.Table) -> None:
     """Write the rows of one modality, without that column, atomically."""
     with atomic_file(path) as file:
         pq.write_table(

@@ -8,13 +8,13 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import duckdb
 
 from lumid.catalog.bibtex import bib_key, citation_fields, entry, escape
 from lumid.catalog.layout import Manifest, storage_errors, write_text
+from lumid.catalog.paths import AnyPath
 from lumid.catalog.query import ask, connect
 
 if TYPE_CHECKING:
@@ -292,7 +292,7 @@ def _merged(uses: Sequence[CollectionUse]) -> list[CollectionUse]:
     ]
 
 
-def write_citations(root: Path, manifest: Manifest) -> tuple[Path, Path]:
+def write_citations(root: AnyPath, manifest: Manifest) -> tuple[AnyPath, AnyPath]:
     """Write ``CITATION.bib`` and ``LICENSES.md`` of a data set whose catalog is in place; their paths."""
     with connect(root, finished=False) as connection:
         uses = collections_in(connection)

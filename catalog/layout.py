@@ -10,70 +10,87 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Generic, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from typing_extensions import TypeVar
 
-from lumid.catalog.errors import DatasetError, StorageError
+from lumid.catalog.errors import DatasetError, StorageError, UsageError
+from lumid.catalog.paths import AnyPath, StorePath, put_when_whole
 from lumid.catalog.schema import FORMAT_VERSION
+
+P = TypeVar("P", bound=AnyPath, covariant=True, default=Path)
 
 
 @dataclass(frozen=True, slots=True)
-class Layout:
-    """The paths of a data set under ``root``. What is under ``work`` belongs to a build that has not finished."""
+class Layout(Generic[P]):
+    """The paths of a data set under ``root``: a folder or, as ``Layout[AnyPath]``, a prefix of an object store.
 
-    root: Path
+    What is under ``work`` belongs to a build that has not finished.
+    ``scratch``: a folder of this machine for what nobody else needs; by default that is under ``work``, too.
+    """
+
+    root: P
+    scratch: Path | None = None
 
     @property
-    def manifest(self) -> Path:
+    def manifest(self) -> P:
         """``dataset.json``: written last; its presence means that the data set is whole."""
-        return self.root / "dataset.json"
+        return cast("P", self.root / "dataset.json")
 
     @property
-    def catalog(self) -> Path:
+    def catalog(self) -> P:
         """Folder of the Hive-partitioned catalog."""
-        return self.root / "catalog"
+        return cast("P", self.root / "catalog")
 
     @property
-    def shards(self) -> Path:
+    def shards(self) -> P:
         """Folder of the tar shards."""
-        return self.root / "shards"
+        return cast("P", self.root / "shards")
 
     @property
-    def rejects(self) -> Path:
+    def rejects(self) -> P:
         """Folder of the rejects' Parquet file."""
-        return self.root / "rejects"
+        return cast("P", self.root / "rejects")
 
     @property
-    def lock(self) -> Path:
+    def lock(self) -> P:
         """What the data set is made from: one row a series, pinned."""
-        return self.root / "lock.parquet"
+        return cast("P", self.root / "lock.parquet")
 
     @property
-    def report(self) -> Path:
+    def report(self) -> P:
         """The HTML report."""
-        return self.root / "report.html"
+        return cast("P", self.root / "report.html")
 
     @property
-    def work(self) -> Path:
+    def work(self) -> P:
         """State of a build under way; removed when it finishes."""
-        return self.root / ".build"
+        return cast("P", self.root / ".build")
 
     @property
-    def parts(self) -> Path:
+    def parts(self) -> P:
         """Finished batches of a build under way."""
-        return self.work / "parts"
+        return cast("P", self.work / "parts")
 
     @property
     def unpacked(self) -> Path:
         """What had to be unpacked to be read."""
-        return self.work / "unpacked"
+        return self.local / "unpacked"
 
     @property
-    def state(self) -> Path:
+    def local(self) -> Path:
+        """A folder of this machine. Raises :class:`UsageError` where there is none."""
+        place = self.scratch or self.work
+        if isinstance(place, StorePath):
+            raise UsageError(f"{self.root}: this needs a data set on a local disk; copy it here first")
+        return place
+
+    @property
+    def state(self) -> P:
         """Identity and progress of a build under way."""
-        return self.work / "build.json"
+        return cast("P", self.work / "build.json")
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +143,7 @@ class Manifest:
         return json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n"
 
 
-def read_manifest(root: Path) -> Manifest:
+def read_manifest(root: AnyPath) -> Manifest:
     """The manifest of a finished data set.
 
     Raises :class:`DatasetError` when the folder holds none, an unfinished one, or one of a newer format.
@@ -141,7 +158,7 @@ def read_manifest(root: Path) -> Manifest:
     return parse_manifest(layout.manifest.read_bytes(), root)
 
 
-def parse_manifest(data: bytes, root: Path | str) -> Manifest:
+def parse_manifest(data: bytes, root: AnyPath | str) -> Manifest:
     """The manifest in the bytes of ``dataset.json``; ``root`` says in errors where it is.
 
     Raises :class:`DatasetError` when it is damaged, or of a newer format.
@@ -159,7 +176,7 @@ def parse_manifest(data: bytes, root: Path | str) -> Manifest:
 
 
 @contextmanager
-def storage_errors(path: Path) -> Iterator[None]:
+def storage_errors(path: AnyPath) -> Iterator[None]:
     """Turn what the disk refuses into one line that says what to do."""
     try:
         yield
@@ -176,8 +193,12 @@ def storage_errors(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def atomic_file(path: Path) -> Iterator[BinaryIO]:
-    """A binary file that appears at ``path`` whole, synced and by one rename, or not at all."""
+def atomic_file(path: AnyPath) -> Iterator[BinaryIO]:
+    """A binary file that appears at ``path`` whole, synced and by one rename, or not at all; in a store, by one put."""
+    if isinstance(path, StorePath):
+        with put_when_whole(path) as file:
+            yield file
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
@@ -191,13 +212,13 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
         raise
 
 
-def write_text(path: Path, text: str) -> None:
+def write_text(path: AnyPath, text: str) -> None:
     """Write a small text file atomically."""
     with atomic_file(path) as file:
         file.write(text.encode("utf-8"))
 
 
-def write_table(path: Path, table: pa.Table, *, row_group_size: int = 65_536) -> None:
+def write_table(path: AnyPath, table: pa.Table, *, row_group_size: int = 65_536) -> None:
     """Write an Arrow table as a zstd Parquet file, atomically."""
     with atomic_file(path) as file:
         pq.write_table(table, file, compression="zstd", row_group_size=row_group_size)

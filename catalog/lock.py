@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from lumid.catalog.errors import DatasetError
+from lumid.catalog.paths import AnyPath, read_parquet
 
 
 def _field(name: str, kind: pa.DataType, meaning: str, unit: str = "") -> pa.Field:
@@ -45,10 +44,10 @@ def lock_hash(lock: pa.Table) -> str:
     return digest.hexdigest()
 
 
-def load_lock(path: Path) -> pa.Table:
+def load_lock(path: AnyPath) -> pa.Table:
     """A lock from its file, under :data:`LOCK`; raises :class:`DatasetError` when the file does not hold one."""
     try:
-        lock = pq.read_table(path, partitioning=None)
+        lock = read_parquet(path)
         if lock.schema.names == LOCK.names:
             return lock.cast(LOCK)
     except FileNotFoundError:

@@ -21,6 +21,7 @@ from obstore.store import ObjectStore
 
 from lumid.catalog.errors import DatasetError, UsageError
 from lumid.catalog.layout import Layout, Manifest, parse_manifest, read_manifest
+from lumid.catalog.paths import AnyPath, StorePath
 from lumid.catalog.shards import read_range
 from lumid.catalog.stores import GONE, STORE_ERRORS, StoredFile, open_store, tried, why_not
 
@@ -72,7 +73,7 @@ class Place:
         return str(self.subset or self.root)
 
 
-Anywhere = Path | str | Place
+Anywhere = AnyPath | str | Place
 """What names a data set: its folder, its URL, the file of a subset of it."""
 
 
@@ -85,6 +86,8 @@ def as_place(where: Anywhere, subset: Path | str | None = None) -> Place:
     >>> as_place("s3://bucket/lumid/")
     Place(root='s3://bucket/lumid', subset=None)
     """
+    if isinstance(where, StorePath):
+        where = str(where)
     if isinstance(where, Place):
         if subset is None:
             return where

@@ -16,6 +16,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from lumid.catalog.cite import CollectionUse, collections_in, non_commercial_line, unstated_line
 from lumid.catalog.histogram import Histogram, histograms, number, percent
 from lumid.catalog.layout import Layout, Manifest, Shard, read_manifest, storage_errors, write_text
+from lumid.catalog.paths import AnyPath
 from lumid.catalog.query import ask, connect, text
 from lumid.catalog.report_drift import Drift, drift
 from lumid.catalog.report_matrix import Matrices, matrices
@@ -124,7 +125,7 @@ def write_report(root: Path) -> Path:
     return path
 
 
-def render_report(root: Path, manifest: Manifest) -> str:
+def render_report(root: AnyPath, manifest: Manifest) -> str:
     """The report as HTML: needs catalog, rejects and shards in place, and takes the manifest as a value.
 
     Nothing but columns of the catalog and the rejects, pictures of stored samples and the manifest is in it.
@@ -140,7 +141,7 @@ def render_report(root: Path, manifest: Manifest) -> str:
     return environment.get_template("report.html").render(report=gather(root, manifest))
 
 
-def gather(root: Path, manifest: Manifest) -> Report:
+def gather(root: AnyPath, manifest: Manifest) -> Report:
     """Ask the catalog for all that the report shows."""
     with connect(root, finished=False) as connection:
         totals = _row(
@@ -213,7 +214,7 @@ def _reasons(connection: duckdb.DuckDBPyConnection, planned: int) -> tuple[Reaso
 # ---- modalities and their pictures
 
 
-def _modalities(connection: duckdb.DuckDBPyConnection, root: Path, samples: int) -> tuple[ModalityView, ...]:
+def _modalities(connection: duckdb.DuckDBPyConnection, root: AnyPath, samples: int) -> tuple[ModalityView, ...]:
     rows = _rows(
         connection,
         "SELECT modality, count(*) AS samples, count(DISTINCT patient) AS patients, count(DISTINCT series) AS series, "

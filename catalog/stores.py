@@ -18,10 +18,12 @@ from typing import Any, TypeVar
 import obstore
 from fsspec.spec import AbstractFileSystem
 from obstore.exceptions import (
+    AlreadyExistsError,
     BaseError,
     InvalidPathError,
     NotFoundError,
     PermissionDeniedError,
+    PreconditionError,
     UnauthenticatedError,
 )
 from obstore.store import ObjectStore, from_url
@@ -43,6 +45,8 @@ CREDENTIALS: dict[str, tuple[str, ...]] = {
 SKIP_SIGNATURE = {"s3": "AWS_SKIP_SIGNATURE", "gs": "GOOGLE_SKIP_SIGNATURE", "az": "AZURE_SKIP_SIGNATURE"}
 DENIED = (PermissionError, PermissionDeniedError, UnauthenticatedError)
 GONE = (FileNotFoundError, NotFoundError)
+NOT_MET = (AlreadyExistsError, PreconditionError)
+"""The condition of a write was not so."""
 STORE_ERRORS = (BaseError, OSError, TimeoutError)
 """What obstore raises when a store does not give what it is asked for."""
 SCHEME = "lumid"
@@ -100,7 +104,7 @@ def is_final(error: Exception) -> bool:
     """Whether asking a store again would give the same answer."""
     text = str(error)
     refused = any(code in text for code in ("403 Forbidden", "401 Unauthorized", "404 Not Found"))
-    return refused or isinstance(error, (*GONE, *DENIED, InvalidPathError))
+    return refused or isinstance(error, (*GONE, *DENIED, *NOT_MET, InvalidPathError))
 
 
 def why_not(error: Exception) -> str:

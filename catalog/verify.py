@@ -8,11 +8,13 @@ Of the rejects, frames by reason, origins and series are compared, not the words
 from __future__ import annotations
 
 import os
+import tempfile
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pyarrow as pa
@@ -36,24 +38,26 @@ from lumid.catalog.errors import DatasetError
 from lumid.catalog.examine import EXAMINED, Examined, examine_shard
 from lumid.catalog.findings import Checked, DamagedShard, Finding, Verification
 from lumid.catalog.layout import Layout, Manifest, Shard
+from lumid.catalog.paths import AnyPath, StorePath, download, link_or_copy, sizes
 from lumid.catalog.schema import CATALOG, FORMAT_VERSION
 
 __all__ = ["Checked", "DamagedShard", "Finding", "Verification", "verify"]
 
 IN_FLIGHT_PER_WORKER = 2
+OWN_FILES = ("dataset.json", "lock.parquet")
 
 Progress = Callable[[int, int], None]
 """Told the bytes looked at so far, and how many it will be in all."""
 
 
 def verify(
-    root: Path, *, deep: bool = False, workers: int | None = None, progress: Progress | None = None
+    root: AnyPath, *, deep: bool = False, workers: int | None = None, progress: Progress | None = None
 ) -> Verification:
-    """Verify a data set.
+    """Verify a data set, in a folder or in an object store.
 
     Every shard is hashed; one whose hash is wrong is looked into, sample by sample. ``deep`` does that for every shard,
     decodes every image, and compares image and JSON with the sample's row. ``workers`` threads, by default one a core,
-    hold the rows of two shards each. Raises :class:`~lumid.catalog.errors.DatasetError` when there is nothing to verify:
+    hold the rows of two shards each. Of one in a store everything is fetched, two shards a thread at a time. Raises :class:`~lumid.catalog.errors.DatasetError` when there is nothing to verify:
     no ``dataset.json``, or one of another format.
 
     >>> verify(Path("demo-data")).sound  # doctest: +SKIP
@@ -68,11 +72,18 @@ def verify(
             f"{root}: written in format {manifest.format_version} by lumid {manifest.lumid_version}; this lumid verifies "
             f"format {FORMAT_VERSION}: build it again, or verify it with that version"
         )
-    layout = Layout(root)
-    findings = [*check_manifest(manifest), *check_files(layout, manifest)]
+    with _at_hand(root) as (layout, names):
+        return _verify(layout, names, root, manifest, started, deep=deep, workers=workers, progress=progress)
+
+
+def _verify(
+    layout: Layout, names: Mapping[str, int], root: AnyPath, manifest: Manifest, started: float, *,
+    deep: bool, workers: int | None, progress: Progress | None,
+) -> Verification:  # fmt: skip
+    findings = [*check_manifest(manifest), *check_files(names, manifest)]
     files, unreadable = read_catalog_files(layout)
     findings += [*unreadable, *check_catalog(files, manifest)]
-    findings += [] if unreadable else check_queries(root)
+    findings += [] if unreadable else check_queries(layout.root)
     rejects = read_books(layout)
     if isinstance(rejects, Finding):
         findings.append(rejects)
@@ -81,7 +92,7 @@ def verify(
     books = None if isinstance(rejects, Finding) else rejects
     findings += check_lock(layout, manifest, files, books)
     meter = _Meter(manifest, files, deep=deep, progress=progress)
-    examined = list(_examine(layout, manifest, files, meter, deep=deep, workers=workers or os.cpu_count() or 1))
+    examined = list(_examine(layout, root, manifest, files, meter, deep=deep, workers=workers or os.cpu_count() or 1))
     counts = Checked(
         shards=len(examined),
         samples=sum(one.samples for one in examined),
@@ -95,9 +106,45 @@ def verify(
     return Verification(deep, tuple(findings), damaged, counts, time.monotonic() - started)
 
 
+@contextmanager
+def _at_hand(root: AnyPath) -> Iterator[tuple[Layout, dict[str, int]]]:
+    """A data set on this machine, and its files' names and sizes: of one in a store copies of all but the shards."""
+    if not isinstance(root, StorePath):
+        layout = Layout(root)
+        names = {f"{folder.name}/{name}": size
+                 for folder in (layout.shards, layout.catalog, layout.rejects) for name, size in sizes(folder).items()}  # fmt: skip
+        own = (path for path in root.iterdir() if path.is_file())
+        yield layout, names | {path.name: path.stat().st_size for path in own}
+        return
+    names = sizes(root)
+    with tempfile.TemporaryDirectory(prefix="lumid-verify-") as folder:
+        layout = Layout(Path(folder))
+        layout.shards.mkdir()
+        for name in names:
+            if name in OWN_FILES or (name.startswith(("catalog/", "rejects/")) and name.endswith(".parquet")):
+                link_or_copy(root / name, layout.root / name)
+        yield layout, names
+
+
+def _examine_shard(
+    layout: Layout, root: AnyPath, shard: Shard, rows: pa.Table, *, deep: bool, advance: Callable[[int], None]
+) -> Examined:
+    """Examine a shard: one in a store is here for as long as that takes."""
+    path = layout.shards / shard.name
+    if not isinstance(root, StorePath):
+        return examine_shard(path, shard, rows, deep=deep, advance=advance)
+    try:
+        with suppress(FileNotFoundError):
+            download(root / "shards" / shard.name, path)
+        return examine_shard(path, shard, rows, deep=deep, advance=advance)
+    finally:
+        path.unlink(missing_ok=True)
+
+
 def _examine(
-    layout: Layout, manifest: Manifest, files: Sequence[CatalogFile], meter: _Meter, *, deep: bool, workers: int
-) -> Iterator[Examined]:
+    layout: Layout, root: AnyPath, manifest: Manifest, files: Sequence[CatalogFile], meter: _Meter, *,
+    deep: bool, workers: int,
+) -> Iterator[Examined]:  # fmt: skip
     """Every shard, in the manifest's order; a bounded number of them at once."""
     rows = _Rows(files)
     pool = ThreadPoolExecutor(workers)
@@ -106,8 +153,8 @@ def _examine(
     following = 0
     try:
         for number, shard in enumerate(manifest.shards):
-            path = layout.shards / shard.name
-            future = pool.submit(examine_shard, path, shard, rows.of(shard), deep=deep, advance=meter.advance)
+            mine = rows.of(shard)
+            future = pool.submit(_examine_shard, layout, root, shard, mine, deep=deep, advance=meter.advance)
             running[future] = number
             while len(running) >= IN_FLIGHT_PER_WORKER * workers or (running and number + 1 == len(manifest.shards)):
                 for finished in wait(running, return_when=FIRST_COMPLETED).done:

@@ -6,20 +6,18 @@
 from __future__ import annotations
 
 import hashlib
-import os
-import shutil
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from lumid.catalog.errors import DatasetError
+from lumid.catalog.fingerprint import FILE_NAME
 from lumid.catalog.layout import Layout, Manifest, Shard, write_table
 from lumid.catalog.lock import load_lock
+from lumid.catalog.paths import AnyPath, link_or_copy, parquet_metadata, read_parquet, remove, sizes
 from lumid.catalog.schema import CATALOG, FORMAT_VERSION, REJECTS
 from lumid.catalog.shards import END_OF_TAR
 from lumid.catalog.verify import verify
@@ -56,14 +54,14 @@ class Again:
         return self.redone | self.missing.keys()
 
 
-def read_again(layout: Layout, finished: Manifest | None) -> Again | None:
+def read_again(layout: Layout[AnyPath], finished: Manifest | None) -> Again | None:
     """What is to be built again of a finished data set, or of one whose next build was being put in its place.
 
     None where there is neither, or nothing is missing, or where it is of an older format: nothing is added to that.
     """
     base = PartFiles(_folder(layout), REJECTS_PART)
     if _is_laid(layout, finished):
-        lock, rejects = load_lock(_base_lock(layout)), pq.read_table(base.rejects)
+        lock, rejects = load_lock(_base_lock(layout)), read_parquet(base.rejects)
     elif finished is not None and finished.format_version == FORMAT_VERSION:
         lock, rejects = load_lock(layout.lock), _rejects(layout)
     else:
@@ -79,15 +77,15 @@ def read_again(layout: Layout, finished: Manifest | None) -> Again | None:
     return Again(lock, dict(missing), frozenset(redone)) if missing else None
 
 
-def base_parts(layout: Layout) -> list[PartFiles]:
+def base_parts(layout: Layout[AnyPath]) -> list[PartFiles]:
     """The parts that a finished data set was laid out as; none where it was not."""
     if not _base_lock(layout).is_file():
         return []
-    names = sorted(path.name.removesuffix(".rejects.parquet") for path in _folder(layout).glob("*.rejects.parquet"))
-    return [PartFiles(_folder(layout), name) for name in names]
+    folder, suffix = _folder(layout), ".rejects.parquet"
+    return [PartFiles(folder, name.removesuffix(suffix)) for name in sorted(sizes(folder)) if name.endswith(suffix)]
 
 
-def lay_base(layout: Layout, manifest: Manifest, progress: BuildProgress) -> None:
+def lay_base(layout: Layout[AnyPath], manifest: Manifest, progress: BuildProgress) -> None:
     """Lay a finished data set out as parts of its next build.
 
     Raises :class:`DatasetError` when it is damaged: what it holds would be handed on.
@@ -96,7 +94,7 @@ def lay_base(layout: Layout, manifest: Manifest, progress: BuildProgress) -> Non
         return
     if not verify(layout.root, progress=progress.checked).sound:
         raise DatasetError(f"{layout.root}: is damaged, and is not built on; see: lumid verify {layout.root}")
-    shutil.rmtree(_folder(layout), ignore_errors=True)
+    remove(_folder(layout))
     lock = load_lock(layout.lock)
     rejects = _rejects(layout)
     lost = Origins(lock).of(rejects.filter(pc.equal(rejects["code"], UNFETCHED)))
@@ -109,14 +107,14 @@ def lay_base(layout: Layout, manifest: Manifest, progress: BuildProgress) -> Non
     write_table(_base_lock(layout), identity)  # last: with it, the base is whole
 
 
-def _is_laid(layout: Layout, finished: Manifest | None) -> bool:
+def _is_laid(layout: Layout[AnyPath], finished: Manifest | None) -> bool:
     """Whether there is a whole base, and of the data set that is there now, if any is.
 
     That of an earlier one is left when a build was killed after it had put the new one in its place.
     """
     if not _base_lock(layout).is_file():
         return False
-    stated = (pq.read_schema(_base_lock(layout)).metadata or {}).get(IDENTITY)
+    stated = (parquet_metadata(_base_lock(layout)).metadata or {}).get(IDENTITY)
     return finished is None or stated == _identity(finished)
 
 
@@ -125,11 +123,11 @@ def _identity(manifest: Manifest) -> bytes:
     return hashlib.sha256(text.encode()).hexdigest().encode()
 
 
-def _folder(layout: Layout) -> Path:
+def _folder(layout: Layout[AnyPath]) -> AnyPath:
     return layout.work / "base"
 
 
-def _base_lock(layout: Layout) -> Path:
+def _base_lock(layout: Layout[AnyPath]) -> AnyPath:
     return _folder(layout) / "lock.parquet"
 
 
@@ -168,17 +166,18 @@ class Origins:
         return self._by_collection.get((source, collection), [0]) if found is None else [found]
 
 
-def shard_rows(layout: Layout, manifest: Manifest) -> Iterator[tuple[Shard, pa.Table]]:
+def shard_rows(layout: Layout[AnyPath], manifest: Manifest) -> Iterator[tuple[Shard, pa.Table]]:
     """Every shard with its rows of the catalog, under :data:`CATALOG`, by key."""
-    chunks: defaultdict[str, list[Path]] = defaultdict(list)
-    for path in sorted(layout.catalog.glob("modality=*/part-*.parquet")):
-        chunks[path.name].append(path)
+    chunks: defaultdict[str, list[str]] = defaultdict(list)
+    for name in sorted(sizes(layout.catalog)):
+        if FILE_NAME.fullmatch(name):
+            chunks[name.partition("/")[2]].append(name)
     shards = {shard.name: shard for shard in manifest.shards}
     for name in sorted(chunks):
         pieces = []
-        for path in chunks[name]:
-            table = pq.ParquetFile(path).read()
-            modality = path.parent.name.partition("=")[2]
+        for file in chunks[name]:
+            table = read_parquet(layout.catalog / file)
+            modality = file.partition("/")[0].partition("=")[2]
             table = table.append_column("modality", pa.repeat(pa.scalar(modality), table.num_rows))
             pieces.append(table.select(CATALOG.names).cast(CATALOG))
         rows = pa.concat_tables(pieces).sort_by([("key", "ascending")])
@@ -216,15 +215,10 @@ class _Seen:
         return len(self._named[row]) + self._unnamed[row] if counted is None else counted
 
 
-def _shard_part(layout: Layout, shard: Shard, rows: pa.Table, origins: Origins, seen: _Seen) -> None:
+def _shard_part(layout: Layout[AnyPath], shard: Shard, rows: pa.Table, origins: Origins, seen: _Seen) -> None:
     """The part that a shard is."""
     files = PartFiles(_folder(layout), shard.name.removesuffix(".tar"))
-    files.folder.mkdir(parents=True, exist_ok=True)
-    files.samples.unlink(missing_ok=True)
-    try:
-        os.link(layout.shards / shard.name, files.samples)
-    except OSError:  # a file system without links
-        shutil.copyfile(layout.shards / shard.name, files.samples)
+    link_or_copy(layout.shards / shard.name, files.samples)
     lock_rows = origins.of(rows)
     kept = Counter(lock_rows)
     seen.kept.update(kept)
@@ -234,7 +228,9 @@ def _shard_part(layout: Layout, shard: Shard, rows: pa.Table, origins: Origins, 
     write_rows(files, rows, lock_rows, PartAccount(series, 0, shard.bytes - len(END_OF_TAR), 0.0))
 
 
-def _rejects_part(layout: Layout, rejects: pa.Table, origins: Origins, seen: _Seen, unknown: dict[str, int]) -> None:
+def _rejects_part(
+    layout: Layout[AnyPath], rejects: pa.Table, origins: Origins, seen: _Seen, unknown: dict[str, int]
+) -> None:
     """The part that the rejects are. It also accounts for every series' objects, which no shard's part does."""
     files = PartFiles(_folder(layout), REJECTS_PART)
     lock_rows = origins.of(rejects)
@@ -247,11 +243,10 @@ def _rejects_part(layout: Layout, rejects: pa.Table, origins: Origins, seen: _Se
     series = tuple(
         SeriesAccount(row, seen.objects(row), 0, rejected[row], missing[row]) for row in range(len(seen.counted))
     )
-    files.folder.mkdir(parents=True, exist_ok=True)
     write_rejects_of(files, rejects, lock_rows)
     write_rows(files, CATALOG.empty_table(), [], PartAccount(series, 0, 0, 0.0, tuple(unknown.items())))
 
 
-def _rejects(layout: Layout) -> pa.Table:
-    paths = sorted(layout.rejects.glob("*.parquet"))
-    return pa.concat_tables([pq.read_table(path, partitioning=None) for path in paths]).cast(REJECTS)
+def _rejects(layout: Layout[AnyPath]) -> pa.Table:
+    names = [name for name in sorted(sizes(layout.rejects)) if name.endswith(".parquet")]
+    return pa.concat_tables([read_parquet(layout.rejects / name) for name in names]).cast(REJECTS)

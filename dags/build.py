@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
+import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,29 +17,29 @@ from distributed import Client
 from lumid.catalog.cite import write_citations
 from lumid.catalog.errors import DatasetError, LumidError, UsageError
 from lumid.catalog.layout import Layout, Manifest, read_manifest, storage_errors, write_text
+from lumid.catalog.paths import AnyPath, StorePath, remove_below, sizes
 from lumid.catalog.report import render_report
-from lumid.catalog.stores import CREDENTIALS
 from lumid.dags.again import Again, base_parts, lay_base, read_again
 from lumid.dags.begin import (
     archives_answer,
     check_fetching,
-    claimed,
-    nothing_unpacked_left,
     open_listed_sources,
     reads_remotely,
-    remove_work,
     unreachable,
 )
+from lumid.dags.claim import Claim, claimed, nothing_unpacked_left, remove_work
 from lumid.dags.cluster import ClusterSettings, open_cluster
 from lumid.dags.ingesting import built_parts, ingest_batches
-from lumid.dags.packing import pack
+from lumid.dags.packing import Packed, pack
 from lumid.dags.planning import pinned_before, plan_again, plan_build
 from lumid.dags.progress import BuildProgress
 from lumid.pipeline.lock import lock_hash
-from lumid.pipeline.parts import PartFiles, choose, read_account
+from lumid.pipeline.parts import PartFiles, choose, read_accounts
 from lumid.pipeline.recipe import Recipe
 from lumid.pipeline.scan import listing_hash
 from lumid.pipeline.sources import ListedSource, Listing
+
+PACKED = ("shards/", "catalog/", "rejects/")
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,19 +56,17 @@ class BuildResult:
 
 
 def build(
-    recipe: Recipe, out: Path, cluster: ClusterSettings, progress: BuildProgress, lock: pa.Table | None = None
+    recipe: Recipe, out: AnyPath, cluster: ClusterSettings, progress: BuildProgress, lock: pa.Table | None = None
 ) -> BuildResult:
     """Build a data set into ``out``, or go on with one that was interrupted, or say that it is finished.
 
     Of a finished one, and of the finished batches of one that was interrupted, only those series are built again that
     an archive did not give whole.
 
-    ``lock``: what to build, pinned by a plan of the same recipe. Raises :class:`LumidError` with one line for everything
+    ``out``: a folder, or a prefix of an object store that the cluster's workers can write to. ``lock``: what to build, pinned by a plan of the same recipe. Raises :class:`LumidError` with one line for everything
     the user can mend.
     """
-    _check_local(out)
-    layout = Layout(out)
-    with storage_errors(out), nothing_unpacked_left(layout):
+    with _layout(out) as layout, storage_errors(out), nothing_unpacked_left(layout):
         finished, again = _look(layout, recipe)
         sources = _open_sources(recipe, layout, needed=finished is None or again is not None)
         listings = {number: source.objects() for number, source in sources.items()}
@@ -82,7 +82,7 @@ def build(
                 return BuildResult(finished, already_finished=True)
             raise unreachable()
         check_fetching(recipe, out, again.lock if again else pinned_before(layout) if lock is None else lock)
-        with claimed(layout, recipe):
+        with claimed(layout, recipe, progress.note) as claim:
             finished, again = _look(layout, recipe)  # another build may have ended in the meantime
             if again is not None and lock is not None and lock_hash(lock) != lock_hash(again.lock):
                 raise UsageError(f"{out}: holds a data set of another lock; choose another --out")
@@ -90,12 +90,12 @@ def build(
                 remove_work(layout)
                 return BuildResult(finished, already_finished=True)
             cluster = replace(cluster, ahead=reads_remotely(recipe))
-            with progress, open_cluster(cluster, layout.work / "scratch") as client:
-                return _build(client, recipe, layout, progress, lock, sources, listings, finished, again)
+            with progress, open_cluster(cluster, layout.local / "scratch") as client:
+                return _build(client, recipe, layout, claim, progress, lock, sources, listings, finished, again)
 
 
 def _build(
-    client: Client, recipe: Recipe, layout: Layout, progress: BuildProgress, lock: pa.Table | None,
+    client: Client, recipe: Recipe, layout: Layout[AnyPath], claim: Claim, progress: BuildProgress, lock: pa.Table | None,
     sources: dict[int, ListedSource], listings: dict[int, Listing], finished: Manifest | None, again: Again | None,
 ) -> BuildResult:  # fmt: skip
     """All stages, on a cluster, with the folder claimed."""
@@ -114,28 +114,34 @@ def _build(
                 remove_work(layout)
                 return BuildResult(finished, already_finished=True)
             lay_base(layout, finished, progress)
+            if isinstance(layout.manifest, StorePath):  # what it names is written over from here on
+                layout.manifest.unlink()
         parts = choose([base_parts(layout), *generations], again.redone)
-    packed, manifest = pack(client, recipe, plan.lock, layout, progress, parts)
+    claim.check()
+    packed = pack(client, recipe, plan.lock, layout, progress, parts)
     seconds, workers = time.monotonic() - started, len(client.nthreads())
-    manifest = replace(manifest, build=_build_facts(manifest, listings, parts, spent, seconds, workers))
-    _commit(layout, packed, manifest, progress)
+    facts = _build_facts(packed.manifest, listings, parts, spent, seconds, workers)
+    manifest = replace(packed.manifest, build=facts)
+    claim.check()
+    _commit(layout, packed, manifest)
+    progress.done()
     return BuildResult(manifest, already_finished=False)
 
 
-def _clear(layout: Layout, recipe: Recipe) -> None:
+def _clear(layout: Layout[AnyPath], recipe: Recipe) -> None:
     """What a build leaves that was killed when all was done."""
     if layout.work.exists():
         with claimed(layout, recipe):
             remove_work(layout)
 
 
-def _look(layout: Layout, recipe: Recipe) -> tuple[Manifest | None, Again | None]:
+def _look(layout: Layout[AnyPath], recipe: Recipe) -> tuple[Manifest | None, Again | None]:
     """The finished data set in the folder, if there is one, and what of it, or of one under way to it, is missing."""
     finished = _finished(layout, recipe)
     return finished, read_again(layout, finished)
 
 
-def _open_sources(recipe: Recipe, layout: Layout, *, needed: bool) -> dict[int, ListedSource]:
+def _open_sources(recipe: Recipe, layout: Layout[AnyPath], *, needed: bool) -> dict[int, ListedSource]:
     """The sources that have to be looked through; a finished data set does not need them any more."""
     try:
         return open_listed_sources(recipe, layout.unpacked if needed else None)
@@ -145,7 +151,7 @@ def _open_sources(recipe: Recipe, layout: Layout, *, needed: bool) -> dict[int, 
         return {}
 
 
-def _finished(layout: Layout, recipe: Recipe) -> Manifest | None:
+def _finished(layout: Layout[AnyPath], recipe: Recipe) -> Manifest | None:
     """The manifest, when ``out`` holds this recipe's data set finished; refuses another recipe's."""
     if not layout.manifest.exists():
         return None
@@ -157,7 +163,7 @@ def _finished(layout: Layout, recipe: Recipe) -> Manifest | None:
     return manifest
 
 
-def _check_current(manifest: Manifest, listings: dict[int, Listing], lock: pa.Table | None, out: Path) -> None:
+def _check_current(manifest: Manifest, listings: dict[int, Listing], lock: pa.Table | None, out: AnyPath) -> None:
     if lock is not None and lock_hash(lock) != manifest.lock_hash:
         raise UsageError(f"{out}: holds the finished data set of another lock; choose another --out")
     if not listings:
@@ -174,18 +180,10 @@ def _listings_hash(listings: dict[int, Listing]) -> str:
     return listing_hash([item for listing in listings.values() for item in listing])
 
 
-def _check_local(out: Path) -> None:
-    """``out`` is a folder: an address would become one of a strange name."""
-    if out.parts and out.parts[0].removesuffix(":") in CREDENTIALS and out.parts[0].endswith(":"):
-        raise UsageError(
-            "--out is a folder of this machine: build into one, then `lumid publish FOLDER URL` copies it to an object store"
-        )
-
-
-def _check_out(layout: Layout, recipe: Recipe) -> None:
+def _check_out(layout: Layout[AnyPath], recipe: Recipe) -> None:
     """``out`` must be new, empty, or hold an unfinished build of the same recipe."""
     root = layout.root
-    if root.exists() and not root.is_dir():
+    if isinstance(root, Path) and root.exists() and not root.is_dir():
         raise UsageError(f"{root}: is a file; --out must be a folder")
     if layout.state.is_file():
         try:
@@ -194,13 +192,20 @@ def _check_out(layout: Layout, recipe: Recipe) -> None:
             state = {}
         if state.get("recipe_hash") != recipe.hash():
             raise UsageError(f"{root}: holds an unfinished build of another recipe; choose another --out, or remove it")
-    elif root.is_dir() and any(path != layout.work for path in root.iterdir()):
+    elif _holds_other(root, layout.work.name):
         raise UsageError(f"{root}: is not empty and holds no lumid data set; choose another --out")
+
+
+def _holds_other(root: AnyPath, work: str) -> bool:
+    """Whether anything lies there but a build's own."""
+    if isinstance(root, StorePath):
+        return any(not name.startswith(f"{work}/") for name in sizes(root))
+    return root.is_dir() and any(path.name != work for path in root.iterdir())
 
 
 def _anything_new(generations: list[list[PartFiles]], again: Again) -> bool:
     """Whether of any series less is missing than before."""
-    accounts = [read_account(files) for generation in generations for files in generation]
+    accounts = read_accounts([files for generation in generations for files in generation])
     return any(
         one.unfetched < again.missing[one.lock_row]
         for account in accounts
@@ -212,7 +217,7 @@ def _anything_new(generations: list[list[PartFiles]], again: Again) -> bool:
 def _build_facts(
     manifest: Manifest, listings: dict[int, Listing], parts: Sequence[PartFiles], spent: float, seconds: float, workers: int
 ) -> dict[str, object]:  # fmt: skip
-    source_bytes = sum(read_account(files).source_bytes for files in parts)
+    source_bytes = sum(account.source_bytes for account in read_accounts(parts))
     return {
         "listing_hash": _listings_hash(listings),
         "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
@@ -225,20 +230,41 @@ def _build_facts(
     }
 
 
-def _commit(layout: Layout, packed: Path, manifest: Manifest, progress: BuildProgress) -> None:
-    """Move everything into place, dataset.json last. Interrupted anywhere, the next run does the rest."""
-    layout.manifest.unlink(missing_ok=True)  # from here to the end, this is not the data set that it says
-    for receipt in (packed / "shards").glob("*.json"):
-        receipt.unlink()
+def _commit(layout: Layout[AnyPath], packed: Packed, manifest: Manifest) -> None:
+    """Put everything into place, dataset.json last. Interrupted anywhere, the next run does the rest."""
+    root = layout.root
+    if isinstance(root, StorePath):
+        strange = [name for name in sizes(root) if name.startswith(PACKED) and name not in packed.names]
+        remove_below(root, strange)  # of an earlier run that had other parts
+    else:
+        _move(packed.folder, root)
+    write_citations(root, manifest)
+    write_text(layout.report, render_report(root, manifest))
+    if isinstance(layout.manifest, StorePath):
+        if not layout.manifest.create(manifest.to_json().encode()):
+            raise LumidError(f"{root}: another build has finished it in the meantime; see: lumid status {root}")
+    else:
+        write_text(layout.manifest, manifest.to_json())
+    remove_work(layout)
+
+
+def _move(packed: AnyPath, root: Path) -> None:
+    assert isinstance(packed, Path)
+    (root / "dataset.json").unlink(missing_ok=True)  # from here to the end, this is not the data set that it says
     for name in ("shards", "catalog", "rejects", "lock.parquet"):
-        source, target = packed / name, layout.root / name
+        source, target = packed / name, root / name
         if not source.exists():
             source.mkdir(parents=True)
         if target.is_dir():
             shutil.rmtree(target)
         source.replace(target)
-    write_citations(layout.root, manifest)
-    write_text(layout.report, render_report(layout.root, manifest))
-    write_text(layout.manifest, manifest.to_json())
-    remove_work(layout)
-    progress.done()
+
+
+@contextmanager
+def _layout(out: AnyPath) -> Iterator[Layout[AnyPath]]:
+    """The paths of a build; with a folder of this machine for as long as it runs, where the data set is in a store."""
+    if isinstance(out, StorePath):
+        with tempfile.TemporaryDirectory(prefix="lumid-build-") as folder:
+            yield Layout(out, Path(folder))
+    else:
+        yield Layout(out)

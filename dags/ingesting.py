@@ -12,6 +12,7 @@ from distributed import Client
 
 from lumid.catalog.errors import LumidError
 from lumid.catalog.layout import Layout
+from lumid.catalog.paths import AnyPath, sizes
 from lumid.dags.planning import Plan
 from lumid.dags.progress import BuildProgress
 from lumid.dags.tasks import Failure, guarded, run_tasks
@@ -26,7 +27,9 @@ UNREACHED_SERIES = 40
 """So many series in a row for which no server answered mean that there is no network; one by one they would take days."""
 
 
-def ingest_batches(client: Client, recipe: Recipe, plan: Plan, layout: Layout, progress: BuildProgress) -> float:
+def ingest_batches(
+    client: Client, recipe: Recipe, plan: Plan, layout: Layout[AnyPath], progress: BuildProgress
+) -> float:
     """Every batch has a part when this returns; the seconds that workers spent on them.
 
     Of batches whose part exists, what was not fetched is tried once more.
@@ -34,8 +37,9 @@ def ingest_batches(client: Client, recipe: Recipe, plan: Plan, layout: Layout, p
     missing: list[Batch] = []
     earlier: list[PartAccount] = []
     begun = 0
+    there = sizes(layout.parts)
     for batch in plan.batches:
-        found = finished_parts(layout.parts, batch.id)
+        found = finished_parts(layout.parts, batch.id, there)
         begun += len(found) > 0
         done = choose([[files] for files in found])
         accounts = [read_account(files) for files in done]
@@ -72,14 +76,15 @@ def _unfetched(batch: Batch, accounts: list[PartAccount]) -> Batch | None:
     return replace(batch, id=f"{batch.id}-{len(accounts)}", series=series) if series else None
 
 
-def built_parts(plan: Plan, layout: Layout) -> list[list[PartFiles]]:
+def built_parts(plan: Plan, layout: Layout[AnyPath]) -> list[list[PartFiles]]:
     """All parts of a plan's batches, by how often they were tried."""
-    tried = [finished_parts(layout.parts, batch.id) for batch in plan.batches]
+    there = sizes(layout.parts)
+    tried = [finished_parts(layout.parts, batch.id, there) for batch in plan.batches]
     return [[files for files in generation if files is not None] for generation in zip_longest(*tried)]
 
 
 def ingest_task(
-    recipe: Recipe, batch: Batch, parts: Path, scratch: Path, poisoned: frozenset[str] = frozenset()
+    recipe: Recipe, batch: Batch, parts: AnyPath, scratch: Path, poisoned: frozenset[str] = frozenset()
 ) -> PartAccount | Failure:
     """A batch, on a worker: ingested, and written as a part."""
 
@@ -110,7 +115,7 @@ def _ingest(recipe: Recipe, batch: Batch, scratch: Path, poisoned: frozenset[str
         source.close()
 
 
-def _isolate(client: Client, recipe: Recipe, batch: Batch, layout: Layout) -> PartAccount:
+def _isolate(client: Client, recipe: Recipe, batch: Batch, layout: Layout[AnyPath]) -> PartAccount:
     """A batch that keeps killing its worker: find the objects that do it, reject those, ingest the rest."""
     names = _object_names(recipe, batch, layout)
     everything = frozenset(names)
@@ -129,7 +134,7 @@ def _isolate(client: Client, recipe: Recipe, batch: Batch, layout: Layout) -> Pa
     return account
 
 
-def _object_names(recipe: Recipe, batch: Batch, layout: Layout) -> list[str]:
+def _object_names(recipe: Recipe, batch: Batch, layout: Layout[AnyPath]) -> list[str]:
     """The source ids of a batch, found out without looking into any object."""
     source = open_source(recipe, batch.source, make_keyer(recipe.deid), layout.unpacked)
     try:
@@ -138,7 +143,7 @@ def _object_names(recipe: Recipe, batch: Batch, layout: Layout) -> list[str]:
         source.close()
 
 
-def _survives(client: Client, recipe: Recipe, batch: Batch, without: frozenset[str], layout: Layout) -> bool:
+def _survives(client: Client, recipe: Recipe, batch: Batch, without: frozenset[str], layout: Layout[AnyPath]) -> bool:
     """Whether a batch can be ingested when the objects ``without`` are left unread."""
     name = f"{batch.id}-trial-{hashlib.sha256(' '.join(sorted(without)).encode()).hexdigest()[:16]}"
     killed: list[str] = []

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from distributed import Client
 
 from lumid.catalog.errors import LumidError, UsageError
 from lumid.catalog.layout import Layout, write_table
 from lumid.catalog.lock import LOCK
+from lumid.catalog.paths import AnyPath, read_parquet, sizes
 from lumid.dags.progress import BuildProgress
 from lumid.dags.status import write_state
 from lumid.dags.tasks import Failure, guarded, run_tasks
@@ -41,7 +41,7 @@ def plan_build(
     sources: dict[int, ListedSource],
     listings: dict[int, Listing],
     pinned: pa.Table | None,
-    layout: Layout,
+    layout: Layout[AnyPath],
     progress: BuildProgress,
 ) -> Plan:
     """What archives hold is pinned, by the lock given or now; every header of a folder is read; both make the batches.
@@ -75,7 +75,7 @@ def plan_again(
     listings: dict[int, Listing],
     lock: pa.Table,
     rows: frozenset[int],
-    layout: Layout,
+    layout: Layout[AnyPath],
     progress: BuildProgress,
 ) -> Plan:
     """Only some rows of a finished data set's lock; a folder is looked through only when it has to do with them.
@@ -115,7 +115,7 @@ def _batches(
     return batches
 
 
-def _begin(layout: Layout, plan: Plan) -> None:
+def _begin(layout: Layout[AnyPath], plan: Plan) -> None:
     write_table(layout.work / "lock.parquet", plan.lock)
     write_state(
         layout,
@@ -127,12 +127,12 @@ def _begin(layout: Layout, plan: Plan) -> None:
     )
 
 
-def pinned_before(layout: Layout) -> pa.Table | None:
+def pinned_before(layout: Layout[AnyPath]) -> pa.Table | None:
     """What an earlier run pinned of the archives: an index that was updated since must not change a build half-way."""
     path = layout.work / "lock.parquet"
     if not path.is_file():
         return None
-    lock = pq.read_table(path).cast(LOCK)
+    lock = read_parquet(path).cast(LOCK)
     return lock.filter(pc.is_valid(lock["location"]))
 
 
@@ -146,10 +146,12 @@ def _checked(lock: pa.Table, pinned: pa.Table, number: int) -> pa.Table:
     return lock
 
 
-def _check_unfinished(layout: Layout, batches: set[str]) -> None:
+def _check_unfinished(layout: Layout[AnyPath], batches: set[str]) -> None:
     """Refuse to go on with a build of other files: what it has finished would be thrown away unseen."""
     finished = {
-        path.name.removesuffix(".parquet") for path in layout.parts.glob("*.parquet") if "rejects" not in path.name
+        name.removesuffix(".parquet")
+        for name in sizes(layout.parts)
+        if name.endswith(".parquet") and "rejects" not in name
     }
     if finished and not finished & batches:
         raise UsageError(
@@ -159,7 +161,7 @@ def _check_unfinished(layout: Layout, batches: set[str]) -> None:
 
 
 def _scan(
-    client: Client, recipe: Recipe, number: int, listing: Listing, layout: Layout, progress: BuildProgress
+    client: Client, recipe: Recipe, number: int, listing: Listing, layout: Layout[AnyPath], progress: BuildProgress
 ) -> list[Scanned]:
     """Every object's series; what an earlier run has scanned and has not changed since is taken from it."""
     cache = layout.work / f"scan-{number}.parquet"
@@ -198,10 +200,10 @@ def _scan(
     return scanned
 
 
-def _read_scan(path: Path) -> dict[tuple[str, int, int], tuple[str, str, int]]:
+def _read_scan(path: AnyPath) -> dict[tuple[str, int, int], tuple[str, str, int]]:
     if not path.is_file():
         return {}
-    rows = pq.read_table(path).to_pylist()
+    rows = read_parquet(path).to_pylist()
     return {
         (row["source_id"], row["size"], row["changed"]): (row["series"], row["instance"], row["frames"]) for row in rows
     }

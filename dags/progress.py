@@ -56,6 +56,10 @@ class BuildProgress:
     ) -> None:
         self._bars.__exit__(kind, error, trace)
 
+    def note(self, text: str) -> None:
+        """Say something that is no progress."""
+        self._console.print(text, markup=False)
+
     def begin_scan(self, objects: int) -> None:
         """The listing is known; headers are about to be read."""
         self._begin("scan", objects)

@@ -17,17 +17,17 @@ from lumid.catalog.errors import DatasetError, RecipeError, UsageError
 from lumid.catalog.findings import DamagedShard, Verification
 from lumid.catalog.layout import Layout, Manifest, Shard, atomic_file, read_manifest, storage_errors
 from lumid.catalog.lock import load_lock
-from lumid.catalog.shards import END_OF_TAR, image_offset, read_range
+from lumid.catalog.paths import AnyPath, read_span
+from lumid.catalog.shards import END_OF_TAR, image_offset
 from lumid.dags.again import Origins, shard_rows
 from lumid.dags.begin import (
     archives_answer,
     check_fetching,
-    claimed,
-    nobody_builds,
     open_listed_sources,
     reads_remotely,
     unreachable,
 )
+from lumid.dags.claim import claimed, nobody_builds
 from lumid.dags.cluster import ClusterSettings, open_cluster
 from lumid.dags.ingesting import built_parts, ingest_batches
 from lumid.dags.planning import plan_again
@@ -57,7 +57,7 @@ class _Sample:
     key: str
     start: int
     size: int
-    file: Path
+    file: AnyPath
     at: int
 
 
@@ -168,9 +168,9 @@ def _lock_rows(
     return frozenset(found)
 
 
-def _made_again(generations: Sequence[Sequence[PartFiles]]) -> dict[str, tuple[Path, int, int]]:
+def _made_again(generations: Sequence[Sequence[PartFiles]]) -> dict[str, tuple[AnyPath, int, int]]:
     """By key: file, start and size of every sample that was made again; of two with one key the lock's first series'."""
-    found: dict[str, tuple[int, tuple[Path, int, int]]] = {}
+    found: dict[str, tuple[int, tuple[AnyPath, int, int]]] = {}
     for files in (files for generation in generations for files in generation):
         for key, lock_row, start, size in _spans(files):
             if key not in found or found[key][0] >= lock_row:  # what was tried again comes later, and is more whole
@@ -189,7 +189,7 @@ def _spans(files: PartFiles) -> Iterator[tuple[str, int, int, int]]:
 
 
 def _samples(
-    layout: Layout, shard: Shard, rows: pa.Table, damaged: DamagedShard, made: Mapping[str, tuple[Path, int, int]]
+    layout: Layout, shard: Shard, rows: pa.Table, damaged: DamagedShard, made: Mapping[str, tuple[AnyPath, int, int]]
 ) -> list[_Sample]:
     """The shard's samples in their order: the sound ones where they are, the others as they were made again.
 
@@ -216,8 +216,7 @@ def _put_together(layout: Layout, manifest: Manifest, shard: Shard, samples: Seq
     digest = hashlib.sha256()
     with atomic_file(layout.shards / shard.name) as target:
         for sample in samples:
-            with sample.file.open("rb") as file:
-                data = read_range(file, sample.at, sample.size)
+            data = read_span(sample.file, sample.at, sample.size)
             target.write(data)
             digest.update(data)
         target.write(END_OF_TAR)

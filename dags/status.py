@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lumid.catalog.layout import Layout, read_manifest, write_text
+from lumid.catalog.paths import AnyPath
 from lumid.pipeline.parts import PartAccount, PartFiles, read_account
 
 
@@ -93,7 +94,7 @@ def _seconds_left(layout: Layout, batches: list[str], done: int) -> float | None
     """From the rate of the last hour's parts: what an earlier, interrupted run did says nothing of this one."""
     now = time.time()
     times = sorted(
-        PartFiles(layout.parts, batch).rows.stat().st_mtime
+        (layout.parts / PartFiles(layout.parts, batch).rows.name).stat().st_mtime
         for batch in batches
         if PartFiles(layout.parts, batch).rows.is_file()
     )
@@ -103,7 +104,7 @@ def _seconds_left(layout: Layout, batches: list[str], done: int) -> float | None
     return (len(batches) - done) * (recent[-1] - recent[0]) / (len(recent) - 1)
 
 
-def write_state(layout: Layout, **facts: Any) -> None:
+def write_state(layout: Layout[AnyPath], **facts: Any) -> None:
     """Update what `lumid status` reads."""
     state = json.loads(layout.state.read_text("utf-8")) if layout.state.is_file() else {"started": time.time()}
     write_text(layout.state, json.dumps(state | facts) + "\n")

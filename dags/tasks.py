@@ -14,6 +14,7 @@ from distributed.scheduler import KilledWorker
 
 from lumid.catalog.errors import LumidError
 from lumid.catalog.layout import storage_errors
+from lumid.catalog.paths import AnyPath
 from lumid.dags.cluster import slots
 from lumid.pipeline.reject import internal_error
 
@@ -80,7 +81,7 @@ def run_tasks(
                 future.cancel()
 
 
-def guarded(work: Callable[[], T], folder: Path | None = None) -> T | Failure:
+def guarded(work: Callable[[], T], folder: AnyPath | None = None) -> T | Failure:
     """Run a task's work; whatever goes wrong becomes words that may be shown."""
     try:
         with storage_errors(folder or Path()):

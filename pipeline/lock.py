@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 from lumid.catalog.errors import RecipeError
 from lumid.catalog.layout import storage_errors, write_table
 from lumid.catalog.lock import LOCK, lock_hash
+from lumid.catalog.paths import AnyPath
 from lumid.pipeline.recipe import Recipe
 from lumid.pipeline.recipe_files import parse_portable
 from lumid.pipeline.sources import Provenance, Series
@@ -65,7 +66,7 @@ def series_of(lock: pa.Table, recipe_source: int) -> list[Series]:
     return sorted(series, key=lambda one: (one.id, one.location))
 
 
-def write_lock(path: Path, lock: pa.Table, recipe: Recipe) -> None:
+def write_lock(path: AnyPath, lock: pa.Table, recipe: Recipe) -> None:
     """Write a lock, with its recipe's hash, and with the recipe itself where that reads no local files.
 
     Raises :class:`~lumid.catalog.errors.StorageError` when the disk refuses.

@@ -6,18 +6,17 @@ import hashlib
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from lumid.catalog.catalog_files import CATALOG_CHUNK_ROWS, CatalogFile, write_catalog_rows
 from lumid.catalog.layout import Shard, atomic_file, write_table
+from lumid.catalog.paths import AnyPath, StorePath, over, read_parquet, read_span
 from lumid.catalog.schema import CATALOG, REJECTS, RejectRow, to_table
-from lumid.catalog.shards import END_OF_TAR, image_offset, read_range
+from lumid.catalog.shards import END_OF_TAR, image_offset
 from lumid.pipeline.parts import LOCK_ROW, PartFiles, read_account, read_rejects
 from lumid.pipeline.reject import Reject
 
@@ -76,9 +75,9 @@ def build_index(parts: Sequence[PartFiles], exact: ExactDuplicates = "keep") -> 
     """
     pieces = []
     hashes = []
-    for number, files in enumerate(parts):
-        columns = ["key", "offset", LOCK_ROW.name] + (["pixel_hash"] if exact != "keep" else [])
-        table = pq.read_table(files.rows, columns=columns)
+    columns = ["key", "offset", LOCK_ROW.name] + (["pixel_hash"] if exact != "keep" else [])
+    tables = over(parts, lambda files: read_parquet(files.rows, columns), remote=_in_store(parts))
+    for number, (files, table) in enumerate(zip(parts, tables, strict=True)):
         begin = table["offset"].to_numpy() - image_offset(0)
         end = np.append(begin[1:], read_account(files).sample_bytes)[: len(begin)]
         keys = np.array(table["key"].to_pylist(), dtype="S24")
@@ -142,9 +141,7 @@ def _rejected(samples: Index, reason: Reject, parts: Sequence[PartFiles]) -> lis
     """Samples of parts as rejects."""
     rejects = []
     for part in np.unique(samples.part):
-        table = pq.read_table(
-            parts[part].rows, columns=["collection", "source", "source_id", "series", "frame", "modality"]
-        )
+        table = read_parquet(parts[part].rows, ["collection", "source", "source_id", "series", "frame", "modality"])
         for row in table.take(pa.array(np.sort(samples.row[samples.part == part]))).to_pylist():
             rejects.append(RejectRow(**row, frames=1, stage=reason.stage, code=reason.code, message=reason.message))
     return rejects
@@ -163,12 +160,12 @@ def plan_shards(index: Index, size_mb: float) -> list[ShardPlan]:
     return plans
 
 
-def pack_shard(plan: ShardPlan, parts: Sequence[PartFiles], folder: Path) -> Shard:
+def pack_shard(plan: ShardPlan, parts: Sequence[PartFiles], folder: AnyPath, receipts: AnyPath) -> Shard:
     """Write one shard: the samples' bytes, copied from the parts in the order of keys.
 
-    Beside it goes ``<name>.json`` with its size and hash; where that is, the shard is whole and not written again.
+    ``<name>.json`` in ``receipts`` has its size and hash; where that is, the shard is whole and not written again.
     """
-    receipt = folder / f"{plan.name}.json"
+    receipt = receipts / f"{plan.name}.json"
     if receipt.is_file():
         return Shard(**json.loads(receipt.read_text("utf-8")))
     digest = hashlib.sha256()
@@ -187,13 +184,15 @@ def pack_shard(plan: ShardPlan, parts: Sequence[PartFiles], folder: Path) -> Sha
 
 def _merged(plan: ShardPlan, parts: Sequence[PartFiles]) -> Iterable[bytes]:
     samples = plan.samples
-    ranges: dict[int, tuple[int, bytes]] = {}
-    for part in np.unique(samples.part):
+    numbers = np.unique(samples.part).tolist()
+
+    def read(part: int) -> tuple[int, bytes]:
         mine = samples.part == part
         start = int(samples.start[mine].min())
         stop = int((samples.start[mine] + samples.size[mine]).max())
-        with parts[part].samples.open("rb") as file:
-            ranges[int(part)] = (start, read_range(file, start, stop - start))
+        return start, read_span(parts[part].samples, start, stop - start)
+
+    ranges = dict(zip(numbers, over(numbers, read, remote=_in_store(parts)), strict=True))
     for part, start, size in zip(samples.part.tolist(), samples.start.tolist(), samples.size.tolist(), strict=True):
         base, data = ranges[part]
         yield data[start - base : start - base + size]
@@ -222,7 +221,7 @@ def plan_catalog(shards: Sequence[ShardPlan]) -> list[CatalogChunk]:
     return [*chunks, CatalogChunk(len(chunks), tuple(group))] if group else chunks
 
 
-def write_catalog_chunk(chunk: CatalogChunk, parts: Sequence[PartFiles], folder: Path) -> CatalogFile:
+def write_catalog_chunk(chunk: CatalogChunk, parts: Sequence[PartFiles], folder: AnyPath) -> CatalogFile:
     """Write a chunk's rows as one Parquet file a modality, sorted so that queries can skip most of them."""
     return write_catalog_rows(_chunk_rows(chunk, parts), chunk.number, folder)
 
@@ -237,10 +236,11 @@ def _chunk_rows(chunk: CatalogChunk, parts: Sequence[PartFiles]) -> pa.Table:
         np.repeat([plan.name for plan in chunk.shards], [len(plan.samples) for plan in chunk.shards]), pa.string()
     )
     order = np.lexsort((row, part))
-    tables = [
-        pq.read_table(parts[number].rows).take(pa.array(row[order][part[order] == number]))
-        for number in np.unique(part)
-    ]
+
+    def read(number: int) -> pa.Table:
+        return read_parquet(parts[number].rows).take(pa.array(row[order][part[order] == number]))
+
+    tables = over(np.unique(part).tolist(), read, remote=_in_store(parts))
     table = pa.concat_tables([one.drop_columns([LOCK_ROW.name]).replace_schema_metadata(None) for one in tables])
     twins = [twin.decode() or None for twin in np.concatenate([item.twin for item in samples])[order].tolist()]
     values = {
@@ -253,10 +253,14 @@ def _chunk_rows(chunk: CatalogChunk, parts: Sequence[PartFiles]) -> pa.Table:
     return table.cast(CATALOG)
 
 
-def write_rejects(path: Path, parts: Sequence[PartFiles], more: list[RejectRow]) -> pa.Table:
+def write_rejects(path: AnyPath, parts: Sequence[PartFiles], more: list[RejectRow]) -> pa.Table:
     """All rejects of a build in one table, sorted; written and returned."""
-    tables = [read_rejects(files) for files in parts] + [to_table(more, REJECTS)]
+    tables = [*over(parts, read_rejects, remote=_in_store(parts)), to_table(more, REJECTS)]
     order = ("collection", "source_id", "frame", "source", "series", "stage", "code", "message")
     table = pa.concat_tables(tables).sort_by([(name, "ascending") for name in order])
     write_table(path, table)
     return table
+
+
+def _in_store(parts: Sequence[PartFiles]) -> bool:
+    return any(isinstance(files.folder, StorePath) for files in parts)

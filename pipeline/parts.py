@@ -10,16 +10,15 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import astuple, dataclass, replace
 from functools import lru_cache
-from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from lumid.catalog.layout import atomic_file, write_table
+from lumid.catalog.paths import AnyPath, StorePath, over, parquet_metadata, read_parquet
 from lumid.catalog.schema import CATALOG, REJECTS, to_table
 from lumid.catalog.shards import END_OF_TAR, image_offset, sample_members
 from lumid.pipeline.connections import NO_ANSWER, NO_CONNECTION
@@ -111,22 +110,22 @@ class PartAccount:
 class PartFiles:
     """Where the three files of a part are, and the series (rows of the lock) that are not taken from it."""
 
-    folder: Path
+    folder: AnyPath
     name: str
     without: frozenset[int] = frozenset()
 
     @property
-    def rows(self) -> Path:
+    def rows(self) -> AnyPath:
         """The rows; its presence means that the part is whole."""
         return self.folder / f"{self.name}.parquet"
 
     @property
-    def samples(self) -> Path:
+    def samples(self) -> AnyPath:
         """The samples, a tar."""
         return self.folder / f"{self.name}.tar"
 
     @property
-    def rejects(self) -> Path:
+    def rejects(self) -> AnyPath:
         """The rejects."""
         return self.folder / f"{self.name}.rejects.parquet"
 
@@ -186,33 +185,45 @@ def write_rows(files: PartFiles, rows: pa.Table, lock_rows: Sequence[int], accou
 
 def read_account(files: PartFiles) -> PartAccount:
     """The account of a finished part, without the series that are not taken from it."""
-    about = files.rows.stat()
-    account = _whole_account(files.rows, about.st_ino, about.st_mtime_ns, about.st_size)
+    rows = files.rows
+    if isinstance(rows, StorePath):
+        account = _whole_account(rows)  # in a store a part is written again with the same content only
+    else:
+        about = rows.stat()
+        account = _whole_account(rows, about.st_ino, about.st_mtime_ns, about.st_size)
     return account.without(files.without) if files.without else account
 
 
+def read_accounts(parts: Sequence[PartFiles]) -> list[PartAccount]:
+    """The account of each: from a store, some at once."""
+    return list(over(parts, read_account, remote=any(isinstance(files.folder, StorePath) for files in parts)))
+
+
 @lru_cache(maxsize=ACCOUNTS_KEPT)
-def _whole_account(rows: Path, *_which: int) -> PartAccount:
+def _whole_account(rows: AnyPath, *_which: int) -> PartAccount:
     """A file's account; ``_which`` tells it from another of that name, as one that is written again is another."""
-    facts = json.loads(pq.read_metadata(rows).metadata[ACCOUNT])
+    facts = json.loads(parquet_metadata(rows).metadata[ACCOUNT])
     series = tuple(SeriesAccount(*values) for values in facts.pop("series"))
     return PartAccount(series, **facts)
 
 
 def read_rejects(files: PartFiles) -> pa.Table:
     """A part's rejects under :data:`REJECTS`, of the series that are taken from it."""
-    table = pq.read_table(files.rejects)
+    table = read_parquet(files.rejects)
     if files.without:
         left_out = pa.array(sorted(files.without), LOCK_ROW.type)
         table = table.filter(pc.invert(pc.is_in(table[LOCK_ROW.name], value_set=left_out)))
     return table.drop_columns([LOCK_ROW.name])
 
 
-def finished_parts(folder: Path, batch: str) -> list[PartFiles]:
-    """What there is of a batch: its own part, then those of series that were tried again, in their order."""
+def finished_parts(folder: AnyPath, batch: str, there: Container[str]) -> list[PartFiles]:
+    """What there is of a batch: its own part, then those of series that were tried again, in their order.
+
+    ``there``: the names of the files in the folder.
+    """
     found: list[PartFiles] = []
     files = PartFiles(folder, batch)
-    while files.rows.is_file():
+    while files.rows.name in there:
         found.append(files)
         files = PartFiles(folder, f"{batch}-{len(found)}")
     return found
@@ -224,7 +235,7 @@ def choose(generations: Sequence[Sequence[PartFiles]], redone: frozenset[int] = 
     Of equals the first is taken; but what the first generation holds of ``redone`` only where no other has them whole.
     """
     best: dict[int, tuple[float, int]] = {}
-    accounts = [[read_account(files) for files in parts] for parts in generations]
+    accounts = [read_accounts(parts) for parts in generations]
     for number, generation in enumerate(accounts):
         missing: Counter[int] = Counter()
         for account in generation:

@@ -26,6 +26,7 @@ from obstore.exceptions import BaseError, NotFoundError
 from obstore.store import LocalStore, ObjectStore
 
 from lumid.catalog.errors import RecipeError, StorageError, UsageError
+from lumid.catalog.paths import AnyPath, StorePath
 from lumid.catalog.stores import DENIED, open_store
 from lumid.pipeline.recipe import FetchSettings, FolderSettings, IdcSettings, Recipe, TciaSettings
 from lumid.pipeline.reject import Reject
@@ -283,7 +284,7 @@ def refused(address: str, done: str, error: Exception) -> StorageError:
 # ---- what can be told before a build begins
 
 
-def check_cache(recipe: Recipe, out: Path, *, pinned: bool) -> None:
+def check_cache(recipe: Recipe, out: AnyPath, *, pinned: bool) -> None:
     """Refuse a build that its cache, or what there is offline, cannot serve; ``pinned``: it needs no plan any more.
 
     Raises :class:`RecipeError` and :class:`UsageError` for what was asked for, :class:`StorageError` when the cache
@@ -299,6 +300,8 @@ def check_cache(recipe: Recipe, out: Path, *, pinned: bool) -> None:
     if fetch.cache and (path := local_path(fetch.cache)) is not None:
         _check_places(path, recipe, out)
     cache = open_cache(fetch)
+    if isinstance(out, StorePath) and f"{cache.address}/".startswith(f"{out}/"):
+        raise _within(cache.address, out)
     if not fetch.offline:
         cache.begin()
     elif not cache.was_begun():
@@ -324,15 +327,19 @@ def _check_offline(recipe: Recipe, *, pinned: bool) -> None:
             )
 
 
-def _check_places(cache: Path, recipe: Recipe, out: Path) -> None:
+def _within(cache: str, out: AnyPath) -> UsageError:
+    return UsageError(f"--cache {cache}: is inside --out {out}, which holds the data set alone; choose another place")
+
+
+def _check_places(cache: Path, recipe: Recipe, out: AnyPath) -> None:
     """A cache must not lie where a build writes, nor where it looks for files."""
-    cache, out = cache.resolve(), out.expanduser().resolve()
-    if cache.is_relative_to(out):
-        raise UsageError(
-            f"--cache {cache}: is inside --out {out}, which holds the data set alone; choose another place"
-        )
-    if any(out.is_relative_to(cache / kind) for kind in KINDS):
-        raise UsageError(f"--out {out}: is among the files of the cache {cache}; choose another place")
+    cache = cache.resolve()
+    if isinstance(out, Path):
+        out = out.expanduser().resolve()
+        if cache.is_relative_to(out):
+            raise _within(str(cache), out)
+        if any(out.is_relative_to(cache / kind) for kind in KINDS):
+            raise UsageError(f"--out {out}: is among the files of the cache {cache}; choose another place")
     for source in recipe.sources:
         folder = local_path(source.path) if isinstance(source, FolderSettings) else None
         if folder is None:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from lumid.catalog.layout import Manifest
+    from lumid.catalog.paths import AnyPath
     from lumid.pipeline.recipe import Recipe
 
 
@@ -28,7 +29,13 @@ def build(
         typer.Argument(metavar="[RECIPE]", help="A shipped recipe's name (demo, lumid, paper) or a TOML file."),
     ] = None,
     source: Annotated[Path | None, typer.Option(help="A folder of DICOM files, instead of a recipe.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder of the data set; by default ./NAME of the recipe.")] = None,
+    out: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DIR_OR_URL",
+            help="Folder of the data set, or its prefix in an object store (s3://, gs://, az://); by default ./NAME of the recipe.",
+        ),
+    ] = None,
     collection: Annotated[str, typer.Option(help="With --source: the collection's name in the catalog.")] = "local",
     license: Annotated[str | None, typer.Option(help="With --source: the licence to put into every row.")] = None,
     doi: Annotated[str | None, typer.Option(help="With --source: the collection's DOI.")] = None,
@@ -79,8 +86,9 @@ def build(
 
         lumid build lumid --lock plan.lock.parquet --cache /data/raw --offline --out again
 
-        lumid build lumid.toml --scheduler tcp://10.0.0.1:8786
+        lumid build lumid.toml --scheduler tcp://10.0.0.1:8786 --out s3://bucket/lumid
     """
+    from lumid.catalog.paths import data_path
     from lumid.dags.build import build as run
     from lumid.dags.cluster import ClusterSettings
     from lumid.dags.progress import BuildProgress
@@ -90,7 +98,7 @@ def build(
     chosen = with_overrides(chosen, cache=cache, offline=offline)
     if key_file is not None:
         chosen = _private(chosen, source, key_file)
-    target = out or Path(chosen.name)
+    target = data_path(out or chosen.name)
     console = Console(stderr=True, highlight=False)
     result = run(
         chosen, target, ClusterSettings(scheduler, workers, where=chosen.cluster), BuildProgress(console), pinned
@@ -153,7 +161,7 @@ def _recipe(name: str | None, source: Path | None, collection: str, license: str
     return make_recipe(source, collection=collection, license=license, doi=doi)
 
 
-def _print_summary(manifest: Manifest, out: Path, *, already: bool) -> None:
+def _print_summary(manifest: Manifest, out: AnyPath, *, already: bool) -> None:
     console = Console(highlight=False, soft_wrap=True)
     counts = manifest.counts
     console.print(f"[bold]{escape(str(out))}[/] {'is finished already' if already else 'is finished'}")

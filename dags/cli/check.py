@@ -18,6 +18,7 @@ from lumid.dags.cli.tables import Format, printable, write_rows
 
 if TYPE_CHECKING:
     from lumid.catalog.diff import Change, Difference, LockDifference, Sharing
+    from lumid.catalog.paths import AnyPath
     from lumid.catalog.verify import Verification
     from lumid.pipeline.recipe import Recipe
 
@@ -28,7 +29,9 @@ Json = Annotated[bool, typer.Option("--json", help="Print it as JSON.")]
 
 @app.command()
 def verify(
-    dataset: Annotated[Path, typer.Argument(metavar="DATASET", help="Folder of a finished data set.")],
+    dataset: Annotated[
+        str, typer.Argument(metavar="DATASET", help="Folder of a finished data set, or its URL in an object store.")
+    ],
     deep: Annotated[
         bool, typer.Option("--deep", help="Read and decode every image, and compare it and its JSON with its row.")
     ] = False,
@@ -69,24 +72,30 @@ def verify(
 
         lumid verify DATASET --deep --json
 
+        lumid verify s3://bucket/lumid
+
         lumid verify DATASET --repair --source FOLDER
     """
+    from lumid.catalog.paths import StorePath, data_path
     from lumid.catalog.verify import verify as run
 
     if (source or recipe or cache or offline) and not mend:
         raise UsageError("--source, --recipe, --cache and --offline say from what to repair: add --repair")
     if source and recipe:
         raise UsageError("give --source or --recipe, not both")
+    root = data_path(dataset)
+    if mend and isinstance(root, StorePath):
+        raise UsageError(f"{root}: --repair needs a data set on a local disk; copy it here first")
     with _progress() as progress:
-        found = run(dataset, deep=deep, workers=workers, progress=progress)
-    if mend and not found.sound:
-        _repair(dataset, found, _repair_recipe(dataset, source, recipe, cache, offline=offline), workers)
+        found = run(root, deep=deep, workers=workers, progress=progress)
+    if mend and not found.sound and isinstance(root, Path):
+        _repair(root, found, _repair_recipe(root, source, recipe, cache, offline=offline), workers)
         with _progress() as progress:
-            found = run(dataset, deep=deep, workers=workers, progress=progress)
+            found = run(root, deep=deep, workers=workers, progress=progress)
     if as_json:
         typer.echo(json.dumps({"dataset": str(dataset), "sound": found.sound} | asdict(found)))
     else:
-        _print_verification(dataset, found)
+        _print_verification(root, found)
     raise typer.Exit(EXIT_DONE if found.sound else EXIT_FAILED)
 
 
@@ -133,7 +142,7 @@ def _progress() -> Iterator[Callable[[int, int], None]]:
         yield lambda done, total: bars.update(task, completed=done, total=total)
 
 
-def _print_verification(dataset: Path, found: Verification) -> None:
+def _print_verification(dataset: AnyPath, found: Verification) -> None:
     for finding in found.findings[:SHOWN_FINDINGS]:
         typer.echo(f"{finding.severity:<7}  {printable(f'{finding.where}: {finding.what}')}")
     if len(found.findings) > SHOWN_FINDINGS:

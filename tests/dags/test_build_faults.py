@@ -18,6 +18,7 @@ import pytest
 from rich.console import Console
 
 from lumid.catalog.layout import Layout, Manifest, read_manifest
+from lumid.catalog.paths import sizes
 from lumid.catalog.verify import verify
 from lumid.dags.build import build
 from lumid.dags.cluster import ClusterSettings
@@ -146,7 +147,7 @@ def test_a_killed_build_does_not_fetch_again_what_it_has(cached: bool, fine: Pat
             os.killpg(process.pid, signal.SIGKILL)
             process.wait(30)
         time.sleep(0.2)  # what the server is still sending to nobody
-        had = {row for name in part_names(out) for files in finished_parts(Layout(out).parts, name)
+        had = {row for name in part_names(out) for files in finished_parts(Layout(out).parts, name, sizes(Layout(out).parts))
                for row in (one.lock_row for one in read_account(files).series)}  # fmt: skip
         pinned = pq.read_table(Layout(out).work / "lock.parquet")["location"].to_pylist()
         whole = {pinned[row] for row in had}

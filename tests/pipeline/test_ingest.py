@@ -230,7 +230,7 @@ def packed(folder: Path, target: Path, batch_slices: int, size_mb: float = 0.02)
     assert duplicates == []
     plans = plan_shards(index, size_mb)
     for plan in plans:
-        pack_shard(plan, parts, target / "shards")
+        pack_shard(plan, parts, target / "shards", target / "receipts")
     for chunk in plan_catalog(plans):
         write_catalog_chunk(chunk, parts, target / "catalog")
     return [target / "shards" / plan.name for plan in plans]

@@ -1,0 +1,336 @@
+"""Where a build writes: a folder of this machine, or a prefix of an object store, whose names have what it needs of pathlib's.
+
+A :class:`StorePath` holds an address and no credentials: each process that it is sent to finds its own in its environment.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any, BinaryIO, TypeVar, cast
+
+import obstore
+import pyarrow as pa
+import pyarrow.parquet as pq
+from obstore.exceptions import AlreadyExistsError
+from obstore.store import ObjectStore
+
+from lumid.catalog.errors import DatasetError, StorageError
+from lumid.catalog.shards import read_range
+from lumid.catalog.stores import CREDENTIALS, GONE, NOT_MET, STORE_ERRORS, open_store, tried, why_not, why_not_written
+
+REQUESTS = 16
+"""Requests that one process has under way at once."""
+FOOTER_BYTES = 1 << 16
+"""So much of a Parquet file's end is asked for at first: what it says of itself is mostly in it."""
+REMOVED_AT_ONCE = 1000
+A = TypeVar("A")
+B = TypeVar("B")
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class StorePath:
+    """An object, or all whose names begin with ``key/``, under the prefix ``url`` (``s3://…``, ``gs://…``, ``az://…``).
+
+    Methods raise :class:`~lumid.catalog.errors.StorageError` when the store refuses.
+    """
+
+    url: str
+    key: str = ""
+
+    def __truediv__(self, name: str) -> StorePath:
+        return StorePath(self.url, f"{self.key}/{name}" if self.key else name)
+
+    def __str__(self) -> str:
+        return f"{self.url}/{self.key}" if self.key else self.url
+
+    @property
+    def name(self) -> str:
+        """The last part."""
+        return str(self).rpartition("/")[2]
+
+    @property
+    def suffix(self) -> str:
+        """What follows the last dot of the name, with it."""
+        return Path(self.name).suffix
+
+    @property
+    def parent(self) -> StorePath:
+        """What it lies in."""
+        return StorePath(self.url, self.key.rpartition("/")[0])
+
+    def is_file(self) -> bool:
+        """Whether there is such an object."""
+        try:
+            _answer(self, lambda store: obstore.head(store, self.key))
+        except FileNotFoundError:
+            return False
+        return True
+
+    def is_dir(self) -> bool:
+        """Whether objects lie in it."""
+        return any(True for _ in _listed(self))
+
+    def exists(self) -> bool:
+        """Whether there is such an object, or objects lie in it."""
+        return self.is_dir() or (bool(self.key) and self.is_file())
+
+    def read_bytes(self) -> bytes:
+        """The object. Raises ``FileNotFoundError`` when there is none."""
+        return _answer(self, lambda store: bytes(obstore.get(store, self.key).bytes()))
+
+    def read_text(self, encoding: str = "utf-8") -> str:
+        """The object as text."""
+        return self.read_bytes().decode(encoding)
+
+    def write_bytes(self, data: bytes) -> None:
+        """Write the object, whole or not at all."""
+        _put(self, lambda: data)
+
+    def create(self, data: bytes) -> bool:
+        """Write the object if there is none; whether it holds this now: an answer that was lost finds its own."""
+
+        def attempt(store: ObjectStore) -> None:
+            try:
+                obstore.put(store, self.key, data, mode="create")
+            except AlreadyExistsError:
+                return
+
+        with _in_words(self, why_not_written):
+            tried(lambda: attempt(_store(self.url)))
+        return self.read_bytes() == data
+
+    def unlink(self, missing_ok: bool = False) -> None:
+        """Remove the object; one that is not there is no error, as stores have it."""
+        with _in_words(self, why_not_written):
+            tried(lambda: obstore.delete(_store(self.url), self.key))
+
+
+AnyPath = Path | StorePath
+"""A path of this machine or of an object store."""
+
+
+def data_path(where: str | Path) -> AnyPath:
+    """What a user typed: an address of a store, or a folder.
+
+    >>> data_path("s3://bucket/lumid/").key, data_path("data").name
+    ('', 'data')
+    """
+    scheme, found, _ = str(where).partition("://")
+    if isinstance(where, str) and found and scheme in CREDENTIALS:
+        return StorePath(where.rstrip("/"))
+    return Path(where)
+
+
+@lru_cache(maxsize=64)
+def _store(url: str) -> ObjectStore:
+    return open_store(url, attempts=1)
+
+
+@contextmanager
+def _in_words(path: StorePath, why: Callable[[Exception], str]) -> Iterator[None]:
+    try:
+        yield
+    except STORE_ERRORS as error:
+        raise StorageError(f"{path}: {why(error)}") from None
+
+
+def _answer(path: StorePath, ask: Callable[[ObjectStore], A]) -> A:
+    """What a store answers about an object that may not be there."""
+    try:
+        return tried(lambda: ask(_store(path.url)))
+    except GONE:
+        raise FileNotFoundError(str(path)) from None
+    except STORE_ERRORS as error:
+        if "404 Not Found" in str(error):
+            raise FileNotFoundError(str(path)) from None
+        raise StorageError(f"{path}: {why_not(error)}") from None
+
+
+def _put(path: StorePath, data: Callable[[], Any]) -> None:
+    with _in_words(path, why_not_written):
+        tried(lambda: obstore.put(_store(path.url), path.key, data()))
+
+
+def _listed(folder: StorePath) -> Iterator[tuple[str, int]]:
+    """Names and sizes of all that lies in it, from the store's listing."""
+    prefix = f"{folder.key}/" if folder.key else None
+
+    def ask() -> list[tuple[str, int]]:
+        return [(one["path"], one["size"]) for page in obstore.list(_store(folder.url), prefix=prefix) for one in page]
+
+    with _in_words(folder, why_not):
+        for name, size in tried(ask):
+            yield name.removeprefix(prefix or ""), size
+
+
+# ---- writes on a condition
+
+
+def entity_tag(path: StorePath) -> dict[str, Any] | None:
+    """What tells an object from every other that this name had; None where there is none."""
+    try:
+        about = _answer(path, lambda store: obstore.head(store, path.key))
+    except FileNotFoundError:
+        return None
+    return _tag(about)
+
+
+def conditional_put(path: StorePath, data: bytes, before: dict[str, Any] | None) -> dict[str, Any] | None:
+    """Write an object if it is as it was ``before``, or if there is none; its tag, or None when that was not so."""
+    try:
+        done = tried(
+            lambda: obstore.put(
+                _store(path.url), path.key, data, mode=cast("Any", "create" if before is None else before)
+            )
+        )
+    except (*NOT_MET, *GONE):
+        return None
+    except STORE_ERRORS as error:
+        raise StorageError(f"{path}: {why_not_written(error)}") from None
+    return _tag(done)
+
+
+def _tag(about: Any) -> dict[str, Any]:
+    return {name: about[name] for name in ("e_tag", "version") if about.get(name)}
+
+
+# ---- what both kinds of paths can do
+
+
+def sizes(folder: AnyPath) -> dict[str, int]:
+    """Every file below ``folder`` by its name from there, with ``/``, and its size; none where there is no such folder."""
+    if isinstance(folder, StorePath):
+        return dict(_listed(folder))
+    found: dict[str, int] = {}
+    waiting = [""]
+    while waiting:
+        below = waiting.pop()
+        try:
+            with os.scandir(folder / below) as entries:
+                for entry in entries:
+                    if entry.is_dir(follow_symlinks=False):
+                        waiting.append(f"{below}{entry.name}/")
+                    else:
+                        found[below + entry.name] = entry.stat(follow_symlinks=False).st_size
+        except FileNotFoundError:
+            continue
+    return found
+
+
+def link_or_copy(source: AnyPath, target: AnyPath) -> None:
+    """The same bytes under another name: a link where the file system has them, a copy that the store makes, or a copy."""
+    if isinstance(source, Path) and isinstance(target, Path):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.unlink(missing_ok=True)
+        try:
+            os.link(source, target)
+        except OSError:
+            shutil.copyfile(source, target)
+    elif isinstance(source, StorePath) and isinstance(target, StorePath) and source.url == target.url:
+        with _in_words(target, why_not_written):
+            tried(lambda: obstore.copy(_store(source.url), source.key, target.key))
+    elif isinstance(source, StorePath) and isinstance(target, Path):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        download(source, target)
+    elif isinstance(target, StorePath):
+        data = source if isinstance(source, Path) else source.read_bytes()
+        _put(target, lambda: data)
+
+
+def download(source: StorePath, target: Path) -> None:
+    """An object into a file of this machine, piece by piece. Raises ``FileNotFoundError`` when there is none."""
+
+    def attempt(store: ObjectStore) -> None:
+        with target.open("wb") as file:
+            for piece in obstore.get(store, source.key).stream():
+                file.write(piece)
+
+    _answer(source, attempt)
+
+
+def remove(folder: AnyPath) -> None:
+    """Remove a folder and all that lies in it, if it is there."""
+    if isinstance(folder, StorePath):
+        remove_below(folder, sizes(folder))
+    else:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def remove_below(folder: StorePath, names: Iterable[str]) -> None:
+    """Remove these objects of a prefix."""
+    keys = [(folder / name).key for name in names]
+    with _in_words(folder, why_not_written):
+        for begin in range(0, len(keys), REMOVED_AT_ONCE):
+            tried(partial(obstore.delete, _store(folder.url), keys[begin : begin + REMOVED_AT_ONCE]))
+
+
+@contextmanager
+def put_when_whole(path: StorePath) -> Iterator[BinaryIO]:
+    """A binary file that becomes the object at ``path`` when it is whole."""
+    with tempfile.TemporaryFile(prefix="lumid-") as file:
+        yield file
+        file.flush()
+
+        def from_its_start() -> Any:
+            file.seek(0)
+            return file
+
+        _put(path, from_its_start)
+
+
+def read_parquet(path: AnyPath, columns: Sequence[str] | None = None) -> pa.Table:
+    """A Parquet file; of one in a store, all of it is fetched.
+
+    Raises ``FileNotFoundError`` when there is none, and pyarrow's errors when it is damaged.
+    """
+    source = io.BytesIO(path.read_bytes()) if isinstance(path, StorePath) else path
+    return pq.read_table(source, columns=columns, partitioning=None)
+
+
+def parquet_metadata(path: AnyPath) -> pq.FileMetaData:
+    """What a Parquet file says of itself; of one in a store, no more than that is fetched."""
+    if not isinstance(path, StorePath):
+        return pq.read_metadata(path)
+    tail = _answer(path, lambda store: _last_bytes(store, path.key))
+    length = int.from_bytes(tail[-8:-4], "little")
+    whole = tail if length + 8 <= len(tail) else path.read_bytes()
+    return pq.read_metadata(io.BytesIO(whole))
+
+
+def _last_bytes(store: ObjectStore, key: str) -> bytes:
+    try:
+        return bytes(obstore.get(store, key, options={"range": {"suffix": FOOTER_BYTES}}).bytes())
+    except GONE:
+        raise
+    except STORE_ERRORS:  # one that is shorter, on servers that then answer with 200 or 416
+        return bytes(obstore.get(store, key).bytes())
+
+
+def read_span(path: AnyPath, offset: int, length: int) -> bytes:
+    """``length`` bytes at ``offset``. Raises :class:`~lumid.catalog.errors.DatasetError` when there are fewer."""
+    if not isinstance(path, StorePath):
+        with path.open("rb") as file:
+            return read_range(file, offset, length)
+    end = offset + length
+    data = _answer(path, lambda store: bytes(obstore.get_range(store, path.key, start=offset, end=end)))
+    if len(data) != length:
+        raise DatasetError(f"{path}: ends at byte {offset + len(data)}, before what it should hold; build it again")
+    return data
+
+
+def over(paths: Sequence[A], read: Callable[[A], B], *, remote: bool) -> Iterator[B]:
+    """``read`` of each, in their order; of a store's, some at once, because each is mostly waited for."""
+    if not remote or len(paths) < 2:
+        yield from map(read, paths)
+        return
+    with ThreadPoolExecutor(REQUESTS, thread_name_prefix="lumid-store") as pool:
+        yield from pool.map(read, paths)
