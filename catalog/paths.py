@@ -250,8 +250,9 @@ def download(source: StorePath, target: Path) -> None:
     """An object into a file of this machine, piece by piece. Raises ``FileNotFoundError`` when there is none."""
 
     def attempt(store: ObjectStore) -> None:
+        found = obstore.get(store, source.key)
         with target.open("wb") as file:
-            for piece in obstore.get(store, source.key).stream():
+            for piece in found.stream():
                 file.write(piece)
 
     _answer(source, attempt)

@@ -19,6 +19,8 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Literal
 
+import urllib3
+
 LONGEST_S = 30.0
 """No request outlives this, whatever its fault."""
 
@@ -333,3 +335,47 @@ class _Handler(http.server.BaseHTTPRequestHandler):
                 self.connection.shutdown(socket.SHUT_RDWR)
         elif self.server_of_files.chunked:
             self.wfile.write(b"0\r\n\r\n")
+
+
+@contextmanager
+def before(upstream: str, status: Callable[[str], int | None], *, answered: bool = False) -> Iterator[str]:
+    """A server before another that refuses what ``status`` says: unheard, or, ``answered``, done but the answer lost."""
+    pool = urllib3.PoolManager()
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+        def relay(self) -> None:
+            body = self.rfile.read(int(self.headers.get("Content-Length", "0")))
+            code = status(self.command)
+            data, headers = b"<Error/>", {}
+            if code is None or answered:
+                sent = pool.request(
+                    self.command, upstream + self.path, body=body, headers=dict(self.headers), retries=False
+                )
+                if code is None:
+                    code, data, headers = sent.status, sent.data, dict(sent.headers)
+            self.send_response_only(code)
+            for name, value in headers.items():
+                if name.lower() not in ("content-length", "connection", "transfer-encoding"):
+                    self.send_header(name, value)
+            self.send_header(
+                "Content-Length", headers.get("Content-Length", "0") if self.command == "HEAD" else str(len(data))
+            )
+            self.end_headers()
+            if self.command != "HEAD":
+                self.wfile.write(data)
+
+        do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = relay  # noqa: N815
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+    finally:
+        server.shutdown()
+        server.server_close()

@@ -1,46 +1,26 @@
 from __future__ import annotations
 
-import http.server
 import os
 import random
 import signal
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 import numpy as np
 import pytest
-import urllib3
 
 from lumid.catalog.errors import StorageError, UsageError
 from lumid.catalog.places import place_manifest
 from lumid.catalog.publish import CLAIM, COMMIT, publish
 from lumid.catalog.query import count_samples
 from tests.factory import make_image, make_sample, write_dataset
-from tests.fake_idc import s3_client, s3_server
-
-
-@pytest.fixture
-def bucket(monkeypatch: pytest.MonkeyPatch) -> tuple[str, Any]:
-    """A new bucket's name and a client that sees it, with credentials in the environment."""
-    server = s3_server()
-    client, name = s3_client(server), f"b{uuid4().hex}"
-    client.create_bucket(Bucket=name)
-    for key, value in {
-        "AWS_ENDPOINT_URL": server,
-        "AWS_REGION": "us-east-1",
-        "AWS_ACCESS_KEY_ID": "x",
-        "AWS_SECRET_ACCESS_KEY": "y",
-    }.items():
-        monkeypatch.setenv(key, value)
-    return name, client
+from tests.fake_idc import s3_server
+from tests.servers import before
 
 
 def contents(bucket: tuple[str, Any], prefix: str = "p/") -> dict[str, bytes]:
@@ -118,50 +98,6 @@ def test_no_bucket_is_one_line(built: Path, bucket: tuple[str, Any]) -> None:
     with pytest.raises(StorageError, match="no such bucket; make it first") as error:
         publish(built, f"s3://none-{uuid4().hex}/p")
     assert "\n" not in str(error.value)
-
-
-@contextmanager
-def before(upstream: str, status: Callable[[str], int | None], *, answered: bool = False) -> Iterator[str]:
-    """A server before another that refuses what ``status`` says: unheard, or, ``answered``, done but the answer lost."""
-    pool = urllib3.PoolManager()
-
-    class Handler(http.server.BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
-        def log_message(self, format: str, *args: object) -> None:
-            pass
-
-        def relay(self) -> None:
-            body = self.rfile.read(int(self.headers.get("Content-Length", "0")))
-            code = status(self.command)
-            data, headers = b"<Error/>", {}
-            if code is None or answered:
-                sent = pool.request(
-                    self.command, upstream + self.path, body=body, headers=dict(self.headers), retries=False
-                )
-                if code is None:
-                    code, data, headers = sent.status, sent.data, dict(sent.headers)
-            self.send_response_only(code)
-            for name, value in headers.items():
-                if name.lower() not in ("content-length", "connection", "transfer-encoding"):
-                    self.send_header(name, value)
-            self.send_header(
-                "Content-Length", headers.get("Content-Length", "0") if self.command == "HEAD" else str(len(data))
-            )
-            self.end_headers()
-            if self.command != "HEAD":
-                self.wfile.write(data)
-
-        do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = relay  # noqa: N815
-
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads = True
-    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
-    try:
-        yield f"http://127.0.0.1:{server.server_address[1]}"
-    finally:
-        server.shutdown()
-        server.server_close()
 
 
 @pytest.mark.parametrize("answered", [False, True])

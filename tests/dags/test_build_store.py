@@ -1,0 +1,180 @@
+"""Builds into an object store: the same bytes as into a folder, whoever is killed, refused or in the way."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import random
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from rich.console import Console
+
+from lumid.catalog.errors import LumidError, UsageError
+from lumid.catalog.layout import Manifest, read_manifest
+from lumid.catalog.paths import StorePath, sizes
+from lumid.catalog.verify import verify
+from lumid.dags import claim
+from lumid.dags.build import build
+from lumid.dags.cluster import ClusterSettings
+from lumid.dags.progress import BuildProgress
+from lumid.pipeline.recipe import Recipe
+from lumid.pipeline.recipe_files import load_recipe
+from tests.dags.command import TIMEOUT_S, content, lumid, start
+from tests.fake_idc import s3_server
+from tests.servers import before
+
+Bucket = tuple[str, Any]
+
+
+def stored(url: str) -> dict[str, str]:
+    """What :func:`content` gives of a folder."""
+    root = StorePath(url)
+    names = [
+        name for name in sizes(root) if name.startswith(("shards/", "catalog/", "rejects/")) or name == "lock.parquet"
+    ]
+    found = {name: hashlib.sha256((root / name).read_bytes()).hexdigest() for name in names}
+    return found | {"catalog_hash": read_manifest(root).catalog_hash}
+
+
+def run(recipe: Path | Recipe, url: str) -> Manifest:
+    chosen = recipe if isinstance(recipe, Recipe) else load_recipe(str(recipe))
+    return build(chosen, StorePath(url), ClusterSettings(None, 2), BuildProgress(Console(quiet=True))).manifest
+
+
+def parts(url: str) -> list[str]:
+    names = sizes(StorePath(url) / ".build" / "parts")
+    return [name for name in names if name.endswith(".parquet") and "rejects" not in name]
+
+
+def wait_for(wanted: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + TIMEOUT_S
+    while not wanted():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+@pytest.fixture
+def quick_lease(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(claim, "BEAT_S", 0.2)
+    monkeypatch.setattr(claim, "SILENT_S", 1.5)
+
+
+def test_the_same_bytes_as_into_a_folder(built_study: Path, recipe: Path, bucket: Bucket) -> None:
+    url = f"s3://{bucket[0]}/deep/data"
+    done = lumid("build", recipe, "--out", url, "--workers", "2")
+    assert done.returncode == 0, done.stderr
+    assert f"{url}/report.html" in done.stdout
+    assert stored(url) == content(built_study)
+    ours = {path.relative_to(built_study).as_posix() for path in built_study.rglob("*") if path.is_file()}
+    assert set(sizes(StorePath(url))) == ours, "nothing of the build is left"
+    sound = lumid("verify", url, "--deep")
+    assert sound.returncode == 0, sound.stdout
+    assert "240 decoded" in sound.stdout
+    again = lumid("build", recipe, "--out", url)
+    assert (again.returncode, "is finished already" in again.stdout) == (0, True)
+
+
+def test_what_is_damaged_in_a_store_is_found(recipe: Path, built_study: Path, bucket: Bucket) -> None:
+    name, client = bucket
+    assert lumid("publish", built_study, f"s3://{name}/data").returncode == 0
+    shard = read_manifest(built_study).shards[1].name
+    data = bytearray((built_study / "shards" / shard).read_bytes())
+    data[5000] ^= 1
+    client.put_object(Bucket=name, Key=f"data/shards/{shard}", Body=bytes(data))
+    client.put_object(Bucket=name, Key="data/shards/stray.tar", Body=b"")
+    client.delete_object(Bucket=name, Key="data/shards/lumid-000000.tar")
+    found = verify(StorePath(f"s3://{name}/data"))
+    assert [one.name for one in found.damaged] == ["lumid-000000.tar", shard]
+    assert {"shard_missing", "sample_damaged", "stray_file"} <= {finding.code for finding in found.findings}
+
+
+def test_killed_and_gone_on_with_elsewhere(built_study: Path, recipe: Path, bucket: Bucket, quick_lease: None) -> None:
+    """The head and all its workers are killed; another machine takes over, and makes no finished batch again."""
+    url = f"s3://{bucket[0]}/data"
+    process = start("build", recipe, "--out", url, "--workers", "2")
+    wait_for(lambda: len(parts(url)) >= 5)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    had = {name: (StorePath(url) / ".build" / "parts" / name).read_bytes() for name in parts(url)}
+    said: list[str] = []
+    progress = BuildProgress(Console(quiet=True))
+    progress.note = said.append  # type: ignore[method-assign]
+    build(load_recipe(str(recipe)), StorePath(url), ClusterSettings(None, 2), progress)
+    assert "alive" in said[0]
+    assert len(had) >= 5
+    assert stored(url) == content(built_study)
+
+
+def test_a_killed_worker(built_study: Path, recipe: Path, bucket: Bucket) -> None:
+    url = f"s3://{bucket[0]}/data"
+    process = start("build", recipe, "--out", url, "--workers", "2")
+    wait_for(lambda: len(parts(url)) >= 2)
+    workers = [
+        one for one in psutil.Process(process.pid).children(recursive=True) if "spawn_main" in " ".join(one.cmdline())
+    ]
+    random.Random(3).choice(workers).kill()
+    _, errors = process.communicate(timeout=TIMEOUT_S)
+    assert process.returncode == 0, errors
+    assert stored(url) == content(built_study)
+
+
+def test_two_at_once(built_study: Path, recipe: Path, bucket: Bucket, quick_lease: None) -> None:
+    """While one builds, another is refused; one that lost its place learns so before it commits."""
+    url = f"s3://{bucket[0]}/data"
+    place = StorePath(url) / ".build" / claim.CLAIM
+    with claim.Lease(place, url, lambda _: None) as first:
+        with pytest.raises(LumidError, match="another lumid is building here"):
+            run(recipe, url)
+        first.check()
+        place.write_bytes(b"another's")  # as if this one had been cut off for long
+        wait_for(first._lost.is_set)
+        with pytest.raises(LumidError, match="taken this build over"):
+            first.check()
+    assert place.read_bytes() == b"another's", "what is not ours is left"
+
+
+def test_a_store_that_refuses_now_and_then(
+    built_study: Path, recipe: Path, bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draw, refused = random.Random(5), []
+
+    def status(command: str) -> int | None:
+        if draw.random() < 0.1:
+            refused.append(command)
+            return 503
+        return None
+
+    with before(s3_server(), status) as address:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", address)
+        run(recipe, f"s3://{bucket[0]}/data")
+        assert stored(f"s3://{bucket[0]}/data") == content(built_study)
+    assert {"PUT", "GET"} <= set(refused)
+
+
+def test_what_is_in_the_way_is_left_alone(recipe: Path, bucket: Bucket, quick_lease: None) -> None:
+    name, client = bucket
+    client.put_object(Bucket=name, Key="data/mine.txt", Body=b"mine")
+    with pytest.raises(UsageError, match="is not empty"):
+        run(recipe, f"s3://{name}/data")
+    client.put_object(Bucket=name, Key="other/.build/build.json", Body=b'{"recipe_hash": "of another"}')
+    with pytest.raises(UsageError, match="unfinished build of another recipe"):
+        run(recipe, f"s3://{name}/other")
+    assert sizes(StorePath(f"s3://{name}/data")) == {"mine.txt": 4}
+
+
+@pytest.mark.parametrize(("code", "says"), [(403, "not allowed to write"), (507, "the bucket is full")])
+def test_a_store_that_takes_nothing_is_one_line(
+    recipe: Path, bucket: Bucket, monkeypatch: pytest.MonkeyPatch, code: int, says: str
+) -> None:
+    monkeypatch.setattr("lumid.catalog.stores.LONGEST_WAIT_S", 0.01)
+    with before(s3_server(), lambda command: code if command == "PUT" else None) as address:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", address)
+        with pytest.raises(LumidError, match=says) as error:
+            run(recipe, f"s3://{bucket[0]}/data")
+    assert "\n" not in str(error.value)
