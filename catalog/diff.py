@@ -15,8 +15,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lumid.catalog.errors import DatasetError
-from lumid.catalog.layout import Layout, Manifest, atomic_file, read_manifest, storage_errors
+from lumid.catalog.layout import Manifest, atomic_file, read_manifest, storage_errors
 from lumid.catalog.lock import load_lock
+from lumid.catalog.paths import AnyPath
 from lumid.catalog.query import connect, read_catalog, text
 from lumid.catalog.schema import CATALOG
 
@@ -129,8 +130,8 @@ class Difference:
         return total.same == total.in_a == total.in_b and self.described.samples == 0
 
 
-def diff(a: Path, b: Path, keys: Path | None = None) -> Difference:
-    """Compare two finished data sets.
+def diff(a: AnyPath, b: AnyPath, keys: Path | None = None) -> Difference:
+    """Compare two finished data sets, in folders or in object stores.
 
     Millions of rows are compared on disk, in a temporary database. ``keys``: a Parquet file to write, with every key
     and its status (a field of :class:`Sharing`), the ``other_key`` of the same pixels, and both pixel hashes. Raises
@@ -159,7 +160,7 @@ def diff(a: Path, b: Path, keys: Path | None = None) -> Difference:
         hashes=_changes(_hashes(manifests[0]), _hashes(manifests[1])),
         policies=(policies[0], policies[1]),
         secrets=secrets,
-        locks=None if secrets == "different" else _locks(Layout(a).lock, Layout(b).lock),
+        locks=None if secrets == "different" else _locks(a / "lock.parquet", b / "lock.parquet"),
     )
 
 
@@ -167,7 +168,7 @@ def diff(a: Path, b: Path, keys: Path | None = None) -> Difference:
 
 
 @contextmanager
-def _compared(a: Path, b: Path) -> Iterator[duckdb.DuckDBPyConnection]:
+def _compared(a: AnyPath, b: AnyPath) -> Iterator[duckdb.DuckDBPyConnection]:
     """A database with the table ``pairs``: every key of both, with its status. It lies on disk, and goes at the end."""
     with tempfile.TemporaryDirectory(prefix="lumid-diff-") as folder, storage_errors(Path(folder)):
         work = duckdb.connect(str(Path(folder) / "diff.duckdb"), config=DATABASE)
@@ -180,7 +181,7 @@ def _compared(a: Path, b: Path) -> Iterator[duckdb.DuckDBPyConnection]:
             work.close()
 
 
-def _fill(work: duckdb.DuckDBPyConnection, name: str, root: Path) -> None:
+def _fill(work: duckdb.DuckDBPyConnection, name: str, root: AnyPath) -> None:
     """Copy what is compared of a catalog into the table ``name``, a batch of rows at a time."""
     description = ", ".join(f'"{column}"' for column in DESCRIPTION)
     with connect(root) as catalog:
@@ -239,7 +240,7 @@ def _counted(work: duckdb.DuckDBPyConnection, group: str) -> tuple[Sharing, ...]
     return tuple(Sharing(name=row[0], **dict(zip(STATUSES, row[1:], strict=True))) for row in rows)
 
 
-def _described(work: duckdb.DuckDBPyConnection, a: Path, b: Path) -> Described:
+def _described(work: duckdb.DuckDBPyConnection, a: AnyPath, b: AnyPath) -> Described:
     condition = "FROM pairs WHERE status = 'same' AND described_differently"
     count = work.execute(f"SELECT count(*) {condition}").fetchone()
     samples = int(count[0]) if count else 0
@@ -314,7 +315,7 @@ def _secrets(a: str | None, b: str | None, total: Sharing) -> Secrets:
     return "different" if total.renamed_a else "unknown"
 
 
-def _locks(a: Path, b: Path) -> LockDifference | None:
+def _locks(a: AnyPath, b: AnyPath) -> LockDifference | None:
     try:
         left, right = _digests(a), _digests(b)
     except DatasetError:
@@ -329,7 +330,7 @@ def _locks(a: Path, b: Path) -> LockDifference | None:
     )
 
 
-def _digests(path: Path) -> dict[tuple[str, str], Counter[str]]:
+def _digests(path: AnyPath) -> dict[tuple[str, str], Counter[str]]:
     """The content of each series, by collection and pseudonym; two sources of a recipe may have the same one."""
     found: dict[tuple[str, str], Counter[str]] = {}
     columns = (load_lock(path)[name].to_pylist() for name in ("collection", "series", "digest"))

@@ -161,8 +161,8 @@ def _print_verification(dataset: AnyPath, found: Verification) -> None:
 
 @app.command()
 def diff(
-    a: Annotated[Path, typer.Argument(metavar="A", help="Folder of a finished data set.")],
-    b: Annotated[Path, typer.Argument(metavar="B", help="Folder of another one.")],
+    a: Annotated[str, typer.Argument(metavar="A", help="Folder of a finished data set, or its URL.")],
+    b: Annotated[str, typer.Argument(metavar="B", help="Folder or URL of another one.")],
     keys: Annotated[
         Path | None,
         typer.Option(help="Write every key and its status to this Parquet file.", show_default=False),
@@ -180,10 +180,11 @@ def diff(
         lumid diff A B --keys keys.parquet
     """
     from lumid.catalog.diff import diff as run
+    from lumid.catalog.paths import data_path
 
     if keys is not None and (keys.is_dir() or not keys.parent.is_dir()):
         raise UsageError(f"{keys}: --keys must be a file in a folder that exists")
-    found = run(a, b, keys)
+    found = run(data_path(a), data_path(b), keys)
     if as_json:
         typer.echo(json.dumps({"equal": found.equal} | asdict(found)))
     else:
