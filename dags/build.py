@@ -251,6 +251,7 @@ def _commit(layout: Layout[AnyPath], packed: Packed, manifest: Manifest) -> None
 def _move(packed: AnyPath, root: Path) -> None:
     assert isinstance(packed, Path)
     (root / "dataset.json").unlink(missing_ok=True)  # from here to the end, this is not the data set that it says
+    shutil.rmtree(packed / "receipts", ignore_errors=True)  # and what is moved would have to be packed again
     for name in ("shards", "catalog", "rejects", "lock.parquet"):
         source, target = packed / name, root / name
         if not source.exists():

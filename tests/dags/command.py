@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from lumid.catalog.layout import Layout, read_manifest
+from lumid.catalog.paths import StorePath, sizes
 
 TIMEOUT_S = 300
 Command = Callable[..., subprocess.CompletedProcess[str]]
@@ -40,6 +41,16 @@ def content(root: Path) -> dict[str, str]:
         root / "lock.parquet",
     ]
     found = {str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+    return found | {"catalog_hash": read_manifest(root).catalog_hash}
+
+
+def stored(url: str) -> dict[str, str]:
+    """What :func:`content` gives of a folder, of a data set in a store."""
+    root = StorePath(url)
+    names = [
+        name for name in sizes(root) if name.startswith(("shards/", "catalog/", "rejects/")) or name == "lock.parquet"
+    ]
+    found = {name: hashlib.sha256((root / name).read_bytes()).hexdigest() for name in names}
     return found | {"catalog_hash": read_manifest(root).catalog_hash}
 
 

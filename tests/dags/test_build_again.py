@@ -18,6 +18,7 @@ from rich.console import Console
 from lumid.catalog.errors import DatasetError, LumidError, UsageError
 from lumid.catalog.keys import PUBLIC_SECRET, Keyer
 from lumid.catalog.layout import Layout, Manifest, read_manifest
+from lumid.catalog.paths import AnyPath, StorePath
 from lumid.catalog.verify import verify
 from lumid.dags import build as building
 from lumid.dags.build import build
@@ -25,6 +26,7 @@ from lumid.dags.cluster import ClusterSettings
 from lumid.dags.progress import BuildProgress
 from lumid.pipeline.lock import LOCK
 from lumid.pipeline.recipe import FetchSettings, IdcSettings, Recipe, SelectSettings, ShardSettings
+from tests.dags.command import content, stored
 from tests.dicom import as_bytes, gradient, image
 from tests.fake_idc import s3_client, s3_server
 
@@ -66,7 +68,7 @@ class Archive:
         ]  # fmt: skip
         return pa.Table.from_pylist(rows, schema=LOCK)
 
-    def build(self, out: Path, workers: int | None = None, **more: Any) -> Manifest:
+    def build(self, out: AnyPath, workers: int | None = None, **more: Any) -> Manifest:
         fetch = FetchSettings(s3_endpoint=self.endpoint, attempts=1, timeout_s=5, **more)
         recipe = Recipe(
             name="part", sources=(IdcSettings(),), fetch=fetch, select=self.select,
@@ -132,6 +134,19 @@ def test_a_finished_data_set_fetches_only_what_it_lacks(archive: Make, tmp_path:
     made.give("1.2.4")
     assert made.build(tmp_path / "ds").rejects == {}
     assert_same(tmp_path / "ds", scratch(made, tmp_path / "scratch"))
+
+
+def test_in_a_store_as_in_a_folder(archive: Make, bucket: tuple[str, Any], tmp_path: Path) -> None:
+    made, url = archive(SERIES), f"s3://{bucket[0]}/ds"
+    made.give("1.2.1", "1.2.3", "1.2.5")
+    first = made.build(StorePath(url), workers=2)
+    assert (first.counts.kept, first.rejects) == (9, {"fetch_failed": 6})
+    made.take_away("1.2.1", "1.2.3", "1.2.5")
+    made.give("1.2.2", "1.2.4")
+    assert made.build(StorePath(url), workers=2).rejects == {}
+    assert stored(url) == content(scratch(made, tmp_path / "scratch"))
+    assert verify(StorePath(url), deep=True).sound
+    assert not Layout(StorePath(url)).work.exists()
 
 
 def test_a_data_set_is_left_alone_when_the_archive_gives_nothing_more(archive: Make, tmp_path: Path) -> None:

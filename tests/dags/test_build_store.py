@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import random
 import signal
@@ -25,21 +24,11 @@ from lumid.dags.cluster import ClusterSettings
 from lumid.dags.progress import BuildProgress
 from lumid.pipeline.recipe import Recipe
 from lumid.pipeline.recipe_files import load_recipe
-from tests.dags.command import TIMEOUT_S, content, lumid, start
+from tests.dags.command import TIMEOUT_S, content, lumid, start, stored
 from tests.fake_idc import s3_server
 from tests.servers import before
 
 Bucket = tuple[str, Any]
-
-
-def stored(url: str) -> dict[str, str]:
-    """What :func:`content` gives of a folder."""
-    root = StorePath(url)
-    names = [
-        name for name in sizes(root) if name.startswith(("shards/", "catalog/", "rejects/")) or name == "lock.parquet"
-    ]
-    found = {name: hashlib.sha256((root / name).read_bytes()).hexdigest() for name in names}
-    return found | {"catalog_hash": read_manifest(root).catalog_hash}
 
 
 def run(recipe: Path | Recipe, url: str) -> Manifest:
