@@ -34,7 +34,7 @@ from lumid.dags.packing import Packed, pack
 from lumid.dags.planning import pinned_before, plan_again, plan_build
 from lumid.dags.progress import BuildProgress
 from lumid.pipeline.lock import lock_hash
-from lumid.pipeline.parts import PartFiles, choose, read_accounts
+from lumid.pipeline.parts import PartFiles, choose, forget_accounts, read_accounts
 from lumid.pipeline.recipe import Recipe
 from lumid.pipeline.scan import listing_hash
 from lumid.pipeline.sources import ListedSource, Listing
@@ -100,6 +100,7 @@ def _build(
 ) -> BuildResult:  # fmt: skip
     """All stages, on a cluster, with the folder claimed."""
     started = time.monotonic()
+    forget_accounts()
     if again is None:
         plan = plan_build(client, recipe, sources, listings, lock, layout, progress)
     else:

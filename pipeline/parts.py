@@ -187,11 +187,16 @@ def read_account(files: PartFiles) -> PartAccount:
     """The account of a finished part, without the series that are not taken from it."""
     rows = files.rows
     if isinstance(rows, StorePath):
-        account = _whole_account(rows)  # in a store a part is written again with the same content only
+        account = _whole_account(rows)  # a name is written once as long as a build lasts
     else:
         about = rows.stat()
         account = _whole_account(rows, about.st_ino, about.st_mtime_ns, about.st_size)
     return account.without(files.without) if files.without else account
+
+
+def forget_accounts() -> None:
+    """To be called when a build begins: an earlier one of this process may have had parts of the same names."""
+    _whole_account.cache_clear()
 
 
 def read_accounts(parts: Sequence[PartFiles]) -> list[PartAccount]:
