@@ -11,7 +11,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
@@ -38,7 +38,7 @@ B = TypeVar("B")
 
 @dataclass(frozen=True, slots=True, order=True)
 class StorePath:
-    """An object, or all whose names begin with ``key/``, under the prefix ``url`` (``s3://…``, ``gs://…``, ``az://…``).
+    """An object, or all whose names begin with ``key/``, in the bucket ``url`` (``s3://…``, ``gs://…``, ``az://…``).
 
     Methods raise :class:`~lumid.catalog.errors.StorageError` when the store refuses.
     """
@@ -77,7 +77,8 @@ class StorePath:
 
     def is_dir(self) -> bool:
         """Whether objects lie in it."""
-        return any(True for _ in _listed(self))
+        with _in_words(self, why_not):
+            return bool(tried(lambda: next(iter(obstore.list(_store(self.url), prefix=_prefix(self))), [])))
 
     def exists(self) -> bool:
         """Whether there is such an object, or objects lie in it."""
@@ -109,9 +110,8 @@ class StorePath:
         return self.read_bytes() == data
 
     def unlink(self, missing_ok: bool = False) -> None:
-        """Remove the object; one that is not there is no error, as stores have it."""
-        with _in_words(self, why_not_written):
-            tried(lambda: obstore.delete(_store(self.url), self.key))
+        """Remove the object; one that is not there is no error, as stores have it: ``missing_ok`` is pathlib's."""
+        remove_below(self.parent, [self.name])
 
 
 AnyPath = Path | StorePath
@@ -121,12 +121,13 @@ AnyPath = Path | StorePath
 def data_path(where: str | Path) -> AnyPath:
     """What a user typed: an address of a store, or a folder.
 
-    >>> data_path("s3://bucket/lumid/").key, data_path("data").name
-    ('', 'data')
+    >>> data_path("s3://bucket/lumid/"), data_path("data").name
+    (StorePath(url='s3://bucket', key='lumid'), 'data')
     """
-    scheme, found, _ = str(where).partition("://")
+    scheme, found, rest = str(where).partition("://")
     if isinstance(where, str) and found and scheme in CREDENTIALS:
-        return StorePath(where.rstrip("/"))
+        bucket, _, key = rest.strip("/").partition("/")
+        return StorePath(f"{scheme}://{bucket}", key)
     return Path(where)
 
 
@@ -160,9 +161,13 @@ def _put(path: StorePath, data: Callable[[], Any]) -> None:
         tried(lambda: obstore.put(_store(path.url), path.key, data()))
 
 
+def _prefix(folder: StorePath) -> str | None:
+    return f"{folder.key}/" if folder.key else None
+
+
 def _listed(folder: StorePath) -> Iterator[tuple[str, int]]:
     """Names and sizes of all that lies in it, from the store's listing."""
-    prefix = f"{folder.key}/" if folder.key else None
+    prefix = _prefix(folder)
 
     def ask() -> list[tuple[str, int]]:
         return [(one["path"], one["size"]) for page in obstore.list(_store(folder.url), prefix=prefix) for one in page]
@@ -271,7 +276,8 @@ def remove_below(folder: StorePath, names: Iterable[str]) -> None:
     keys = [(folder / name).key for name in names]
     with _in_words(folder, why_not_written):
         for begin in range(0, len(keys), REMOVED_AT_ONCE):
-            tried(partial(obstore.delete, _store(folder.url), keys[begin : begin + REMOVED_AT_ONCE]))
+            with suppress(*GONE):  # Google's says so of what is not there, the others do not
+                tried(partial(obstore.delete, _store(folder.url), keys[begin : begin + REMOVED_AT_ONCE]))
 
 
 @contextmanager

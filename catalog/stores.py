@@ -54,7 +54,7 @@ SCHEME = "lumid"
 
 
 def open_store(url: str, *, timeout_s: float = 60.0, attempts: int = 5) -> ObjectStore:
-    """The store of ``s3://bucket/prefix``, ``gs://bucket/prefix`` or ``az://account/container/prefix``.
+    """The store of ``s3://bucket/prefix``, ``gs://bucket/prefix`` or ``az://container/prefix``; Azure's account is in ``AZURE_STORAGE_ACCOUNT_NAME``.
 
     With more than one of ``attempts`` its client tries again by itself. Raises :class:`RecipeError` for anything else.
     """

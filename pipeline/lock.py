@@ -6,12 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from lumid.catalog.errors import RecipeError
 from lumid.catalog.layout import storage_errors, write_table
 from lumid.catalog.lock import LOCK, lock_hash
-from lumid.catalog.paths import AnyPath
+from lumid.catalog.paths import AnyPath, read_parquet
 from lumid.pipeline.recipe import Recipe
 from lumid.pipeline.recipe_files import parse_portable
 from lumid.pipeline.sources import Provenance, Series
@@ -84,7 +83,7 @@ def write_lock(path: AnyPath, lock: pa.Table, recipe: Recipe) -> None:
         raise RecipeError(f"{path}: no file can be made there; choose another place for the lock") from None
 
 
-def read_lock(path: Path, recipe: Recipe | None = None) -> tuple[pa.Table, Recipe | None]:
+def read_lock(path: AnyPath, recipe: Recipe | None = None) -> tuple[pa.Table, Recipe | None]:
     """A lock, and the recipe that it was made from: the given one, else the one in the file, else None.
 
     Paths of a recipe from the file start from the working directory. Raises :class:`RecipeError` when the file is not a
@@ -92,7 +91,7 @@ def read_lock(path: Path, recipe: Recipe | None = None) -> tuple[pa.Table, Recip
     """
     again = f"make one with: lumid plan RECIPE --out {path}"
     try:
-        lock = pq.read_table(path, partitioning=None)
+        lock = read_parquet(path)
     except (OSError, pa.ArrowException):
         raise RecipeError(f"{path}: cannot be read as a lock; {again}") from None
     if lock.schema.names != LOCK.names:

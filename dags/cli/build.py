@@ -50,7 +50,8 @@ def build(
         str | None, typer.Option(help="Address of a running Dask scheduler, e.g. tcp://host:8786.")
     ] = None,
     lock: Annotated[
-        Path | None, typer.Option(help="Build what this lock pins, from `lumid plan RECIPE --out LOCK`.")
+        str | None,
+        typer.Option(help="Build what this lock (a file or its URL) pins, from `lumid plan RECIPE --out LOCK`."),
     ] = None,
     sample: Annotated[
         str | None, typer.Option(metavar="SHARE", help="Whole patients, this share of them: 0.1% or 0.001.")
@@ -117,16 +118,17 @@ def build(
 
 def _chosen(
     name: str | None, source: Path | None, collection: str, license: str | None, doi: str | None,
-    lock: Path | None, sample: str | None, max_gb: float | None, only: list[str],
+    lock: str | None, sample: str | None, max_gb: float | None, only: list[str],
 ) -> tuple[Recipe, pa.Table | None]:  # fmt: skip
     """The recipe with the command line's changes, and the lock's rows where one is given."""
+    from lumid.catalog.paths import data_path
     from lumid.pipeline.lock import read_lock
     from lumid.pipeline.recipe_files import parse_fraction, with_overrides
 
     if lock is not None and name is None and source is None:
         if sample or max_gb or only:
             raise UsageError("--lock without a RECIPE builds all that it pins; plan another one for a part")
-        pinned, embedded = read_lock(lock)
+        pinned, embedded = read_lock(data_path(lock))
         if embedded is None:
             raise UsageError(
                 f"{lock}: its recipe reads folders of its own: give it too, lumid build RECIPE --lock {lock}"
@@ -135,7 +137,7 @@ def _chosen(
     chosen = _recipe(name, source, collection, license, doi)
     share = None if sample is None else parse_fraction(sample)
     chosen = with_overrides(chosen, sample=share, max_gb=max_gb, collections=only)
-    return chosen, None if lock is None else read_lock(lock, chosen)[0]
+    return chosen, None if lock is None else read_lock(data_path(lock), chosen)[0]
 
 
 def _private(chosen: Recipe, source: Path | None, key_file: Path) -> Recipe:

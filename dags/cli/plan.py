@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
@@ -49,8 +48,12 @@ def plan(
         typer.Option(help="Only this one of the recipe's collections; can be repeated.", show_default=False),
     ] = None,
     out: Annotated[
-        Path | None,
-        typer.Option(help="Write the lock: every series pinned, to be built now or next year.", show_default=False),
+        str | None,
+        typer.Option(
+            metavar="FILE_OR_URL",
+            help="Write the lock: every series pinned, to be built now or next year.",
+            show_default=False,
+        ),
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -68,6 +71,7 @@ def plan(
 
         lumid plan my-recipe.toml --json
     """
+    from lumid.catalog.paths import data_path
     from lumid.pipeline.lock import lock_hash, write_lock
     from lumid.pipeline.plan import plan as make
     from lumid.pipeline.recipe_files import load_recipe, parse_fraction, with_overrides
@@ -76,7 +80,7 @@ def plan(
     chosen = with_overrides(load_recipe(recipe), sample=share, max_gb=max_gb, collections=collection or ())
     made = make(chosen)
     if out is not None:
-        write_lock(out, made.lock, chosen)
+        write_lock(data_path(out), made.lock, chosen)
     if as_json:
         lock = None if out is None else {"path": str(out), "series": made.lock.num_rows, "hash": lock_hash(made.lock)}
         typer.echo(json.dumps(_plan_values(made) | {"lock": lock}, ensure_ascii=False))

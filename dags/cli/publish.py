@@ -16,7 +16,7 @@ from lumid.dags.cli.waiting import counting
 @app.command()
 def publish(
     dataset: Annotated[Path, typer.Argument(help="Folder of a finished data set.")],
-    url: Annotated[str, typer.Argument(help="Where to: s3://bucket/prefix, gs://… or az://account/container/prefix.")],
+    url: Annotated[str, typer.Argument(help="Where to: s3://bucket/prefix, gs://… or az://container/prefix.")],
     as_json: Json = False,
 ) -> None:
     """Copy a finished data set to an object store; run it again to go on with a copy that was interrupted.

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from lumid.catalog.layout import Layout, read_manifest
-from lumid.catalog.paths import StorePath, sizes
+from lumid.catalog.paths import data_path, sizes
 
 TIMEOUT_S = 300
 Command = Callable[..., subprocess.CompletedProcess[str]]
@@ -46,7 +46,7 @@ def content(root: Path) -> dict[str, str]:
 
 def stored(url: str) -> dict[str, str]:
     """What :func:`content` gives of a folder, of a data set in a store."""
-    root = StorePath(url)
+    root = data_path(url)
     names = [
         name for name in sizes(root) if name.startswith(("shards/", "catalog/", "rejects/")) or name == "lock.parquet"
     ]

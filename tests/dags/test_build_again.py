@@ -18,7 +18,7 @@ from rich.console import Console
 from lumid.catalog.errors import DatasetError, LumidError, UsageError
 from lumid.catalog.keys import PUBLIC_SECRET, Keyer
 from lumid.catalog.layout import Layout, Manifest, read_manifest
-from lumid.catalog.paths import AnyPath, StorePath
+from lumid.catalog.paths import AnyPath, data_path
 from lumid.catalog.verify import verify
 from lumid.dags import build as building
 from lumid.dags.build import build
@@ -139,14 +139,14 @@ def test_a_finished_data_set_fetches_only_what_it_lacks(archive: Make, tmp_path:
 def test_in_a_store_as_in_a_folder(archive: Make, bucket: tuple[str, Any], tmp_path: Path) -> None:
     made, url = archive(SERIES), f"s3://{bucket[0]}/ds"
     made.give("1.2.1", "1.2.3", "1.2.5")
-    first = made.build(StorePath(url), workers=2)
+    first = made.build(data_path(url), workers=2)
     assert (first.counts.kept, first.rejects) == (9, {"fetch_failed": 6})
     made.take_away("1.2.1", "1.2.3", "1.2.5")
     made.give("1.2.2", "1.2.4")
-    assert made.build(StorePath(url), workers=2).rejects == {}
+    assert made.build(data_path(url), workers=2).rejects == {}
     assert stored(url) == content(scratch(made, tmp_path / "scratch"))
-    assert verify(StorePath(url), deep=True).sound
-    assert not Layout(StorePath(url)).work.exists()
+    assert verify(data_path(url), deep=True).sound
+    assert not Layout(data_path(url)).work.exists()
 
 
 def test_a_data_set_is_left_alone_when_the_archive_gives_nothing_more(archive: Make, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from rich.console import Console
 
 from lumid.catalog.errors import LumidError, UsageError
 from lumid.catalog.layout import Manifest, read_manifest
-from lumid.catalog.paths import StorePath, sizes
+from lumid.catalog.paths import data_path, sizes
 from lumid.catalog.verify import verify
 from lumid.dags import claim
 from lumid.dags.build import build
@@ -33,11 +33,11 @@ Bucket = tuple[str, Any]
 
 def run(recipe: Path | Recipe, url: str) -> Manifest:
     chosen = recipe if isinstance(recipe, Recipe) else load_recipe(str(recipe))
-    return build(chosen, StorePath(url), ClusterSettings(None, 2), BuildProgress(Console(quiet=True))).manifest
+    return build(chosen, data_path(url), ClusterSettings(None, 2), BuildProgress(Console(quiet=True))).manifest
 
 
 def parts(url: str) -> list[str]:
-    names = sizes(StorePath(url) / ".build" / "parts")
+    names = sizes(data_path(url) / ".build" / "parts")
     return [name for name in names if name.endswith(".parquet") and "rejects" not in name]
 
 
@@ -61,7 +61,7 @@ def test_the_same_bytes_as_into_a_folder(built_study: Path, recipe: Path, bucket
     assert f"{url}/report.html" in done.stdout
     assert stored(url) == content(built_study)
     ours = {path.relative_to(built_study).as_posix() for path in built_study.rglob("*") if path.is_file()}
-    assert set(sizes(StorePath(url))) == ours, "nothing of the build is left"
+    assert set(sizes(data_path(url))) == ours, "nothing of the build is left"
     sound = lumid("verify", url, "--deep")
     assert sound.returncode == 0, sound.stdout
     assert "240 decoded" in sound.stdout
@@ -78,7 +78,7 @@ def test_what_is_damaged_in_a_store_is_found(recipe: Path, built_study: Path, bu
     client.put_object(Bucket=name, Key=f"data/shards/{shard}", Body=bytes(data))
     client.put_object(Bucket=name, Key="data/shards/stray.tar", Body=b"")
     client.delete_object(Bucket=name, Key="data/shards/lumid-000000.tar")
-    found = verify(StorePath(f"s3://{name}/data"))
+    found = verify(data_path(f"s3://{name}/data"))
     assert [one.name for one in found.damaged] == ["lumid-000000.tar", shard]
     assert {"shard_missing", "sample_damaged", "stray_file"} <= {finding.code for finding in found.findings}
 
@@ -90,11 +90,11 @@ def test_killed_and_gone_on_with_elsewhere(built_study: Path, recipe: Path, buck
     wait_for(lambda: len(parts(url)) >= 5)
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
-    had = {name: (StorePath(url) / ".build" / "parts" / name).read_bytes() for name in parts(url)}
+    had = {name: (data_path(url) / ".build" / "parts" / name).read_bytes() for name in parts(url)}
     said: list[str] = []
     progress = BuildProgress(Console(quiet=True))
     progress.note = said.append  # type: ignore[method-assign]
-    build(load_recipe(str(recipe)), StorePath(url), ClusterSettings(None, 2), progress)
+    build(load_recipe(str(recipe)), data_path(url), ClusterSettings(None, 2), progress)
     assert "alive" in said[0]
     assert len(had) >= 5
     assert stored(url) == content(built_study)
@@ -116,7 +116,7 @@ def test_a_killed_worker(built_study: Path, recipe: Path, bucket: Bucket) -> Non
 def test_two_at_once(built_study: Path, recipe: Path, bucket: Bucket, quick_lease: None) -> None:
     """While one builds, another is refused; one that lost its place learns so before it commits."""
     url = f"s3://{bucket[0]}/data"
-    place = StorePath(url) / ".build" / claim.CLAIM
+    place = data_path(url) / ".build" / claim.CLAIM
     with claim.Lease(place, url, lambda _: None) as first:
         with pytest.raises(LumidError, match="another lumid is building here"):
             run(recipe, url)
@@ -154,7 +154,7 @@ def test_what_is_in_the_way_is_left_alone(recipe: Path, bucket: Bucket, quick_le
     client.put_object(Bucket=name, Key="other/.build/build.json", Body=b'{"recipe_hash": "of another"}')
     with pytest.raises(UsageError, match="unfinished build of another recipe"):
         run(recipe, f"s3://{name}/other")
-    assert sizes(StorePath(f"s3://{name}/data")) == {"mine.txt": 4}
+    assert sizes(data_path(f"s3://{name}/data")) == {"mine.txt": 4}
 
 
 @pytest.mark.parametrize(("code", "says"), [(403, "not allowed to write"), (507, "the bucket is full")])
