@@ -269,4 +269,4 @@ def _layout(out: AnyPath) -> Iterator[Layout[AnyPath]]:
         with tempfile.TemporaryDirectory(prefix="lumid-build-") as folder:
             yield Layout(out, Path(folder))
     else:
-        yield Layout(out)
+        yield Layout(out.absolute())  # workers elsewhere have another working directory

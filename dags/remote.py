@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import logging
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -65,6 +66,7 @@ def _ssh(settings: SshSettings, threads: int) -> Any:
     _package("asyncssh", "ssh")
     from distributed.deploy.ssh import SSHCluster
 
+    logging.getLogger("distributed.deploy.ssh").setLevel(logging.WARNING)  # it repeats what everyone says as they start
     first = settings.hosts[0]
     return SSHCluster(
         list(settings.hosts),
