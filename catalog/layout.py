@@ -92,6 +92,11 @@ class Layout(Generic[P]):
         """Identity and progress of a build under way."""
         return cast("P", self.work / "build.json")
 
+    @property
+    def log(self) -> Path:
+        """What has happened in a build under way, as lines of JSON; on this machine, for they are appended."""
+        return self.local / "log.jsonl"
+
 
 @dataclass(frozen=True, slots=True)
 class Shard:

@@ -8,6 +8,8 @@ from typing import Any, get_args
 from pydantic import BaseModel
 from pydantic_core import ErrorDetails
 
+from lumid.catalog.collections import did_you_mean
+
 
 def explain_all(details: Sequence[ErrorDetails], root: type[BaseModel]) -> list[str]:
     """A line for each of the errors; of a list and what is wrong with its entries, only the entries."""
@@ -25,13 +27,15 @@ def explain(detail: ErrorDetails, root: type[BaseModel]) -> str:
     key = ".".join(path) or "the recipe"
     kind, context = detail["type"], detail.get("ctx", {})
     if kind == "extra_forbidden":
-        allowed = ", ".join(section.model_fields) if section else ""
-        return f"{key}: unknown key; allowed here: {allowed}"
+        known = list(section.model_fields) if section else []
+        return f"{key}: unknown key{did_you_mean(path[-1], known)}; allowed here: {', '.join(known)}"
     if kind == "missing":
         return f"{key}: missing; this key is required"
     if kind == "union_tag_invalid":
         tag_key = context["discriminator"].strip("'")
-        return f"{key}.{tag_key}: {context['tag']!r} is not allowed; use {_either(context['expected_tags'])}"
+        known = [tag.strip(" '") for tag in context["expected_tags"].split(",")]
+        hint = did_you_mean(str(context["tag"]), known)
+        return f"{key}.{tag_key}: {context['tag']!r} is not allowed; use {_either(context['expected_tags'])}{hint}"
     if kind == "union_tag_not_found":
         tag_key = context["discriminator"].strip("'")
         return f"{key}.{tag_key}: missing; this key is required"

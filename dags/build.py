@@ -8,7 +8,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -33,6 +33,8 @@ from lumid.dags.ingesting import built_parts, ingest_batches
 from lumid.dags.packing import Packed, pack
 from lumid.dags.planning import pinned_before, plan_again, plan_build
 from lumid.dags.progress import BuildProgress
+from lumid.dags.status import requests_of
+from lumid.dags.watch import watching
 from lumid.pipeline.lock import lock_hash
 from lumid.pipeline.parts import PartFiles, choose, forget_accounts, read_accounts
 from lumid.pipeline.recipe import Recipe
@@ -82,7 +84,7 @@ def build(
                 return BuildResult(finished, already_finished=True)
             raise unreachable()
         check_fetching(recipe, out, again.lock if again else pinned_before(layout) if lock is None else lock)
-        with claimed(layout, recipe, progress.note) as claim:
+        with claimed(layout, recipe, progress.note) as claim, progress.recording(layout, recipe):
             finished, again = _look(layout, recipe)  # another build may have ended in the meantime
             if again is not None and lock is not None and lock_hash(lock) != lock_hash(again.lock):
                 raise UsageError(f"{out}: holds a data set of another lock; choose another --out")
@@ -90,7 +92,11 @@ def build(
                 remove_work(layout)
                 return BuildResult(finished, already_finished=True)
             cluster = replace(cluster, ahead=reads_remotely(recipe))
-            with progress, open_cluster(cluster, layout.local / "scratch") as client:
+            with (
+                progress,
+                open_cluster(cluster, layout.local / "scratch", progress.waiting) as client,
+                watching(client, progress, recipe.name),
+            ):
                 return _build(client, recipe, layout, claim, progress, lock, sources, listings, finished, again)
 
 
@@ -122,7 +128,8 @@ def _build(
     packed = pack(client, recipe, plan.lock, layout, progress, parts)
     seconds, workers = time.monotonic() - started, len(client.nthreads())
     facts = _build_facts(packed.manifest, listings, parts, spent, seconds, workers)
-    manifest = replace(packed.manifest, build=facts)
+    asked = {"requests": [asdict(one) for one in requests_of(layout)]}
+    manifest = replace(packed.manifest, build=facts | asked)
     claim.check()
     _commit(layout, packed, manifest)
     progress.done()

@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,11 +16,20 @@ from distributed import Client, LocalCluster, Worker
 from distributed.diagnostics.plugin import WorkerPlugin
 
 from lumid.catalog.errors import LumidError
+from lumid.dags import metrics
 from lumid.dags.quiet import keep_quiet
 from lumid.dags.remote import security_of, start_remote
 from lumid.dags.turns import set_threads
-from lumid.pipeline.recipe_cluster import AnyCluster, LocalSettings, SchedulerSettings
+from lumid.pipeline.recipe_cluster import WAIT_MINUTES, AnyCluster, LocalSettings, SchedulerSettings
 
+SAY_EVERY_S = 15.0
+"""How often it is said that the first worker of a cluster is waited for."""
+WHERE_TO_LOOK = {
+    "scheduler": "start some with: dask worker ADDRESS",
+    "ssh": "see whether the hosts can be logged into, and reach the first of them",
+    "slurm": "see `squeue` and the jobs' own output",
+    "kubernetes": "see `kubectl get pods` and their events",
+}
 LOST_AFTER_S = 3.0
 """A worker without a process twice in a row, so many seconds apart, is not being started again."""
 
@@ -61,6 +71,7 @@ class QuietWorker(WorkerPlugin):
         cv2.setNumThreads(1)
         quiet_libraries()
         set_threads(worker.state.nthreads)
+        metrics.prepare()
         for name in ("distributed", "distributed.worker"):
             logging.getLogger(name).setLevel(logging.CRITICAL)
         if self.own_process:  # decoders in C print what they think of a file, and Dask what it thinks of a task
@@ -70,12 +81,16 @@ class QuietWorker(WorkerPlugin):
             os.dup2(nowhere, 2)
 
 
+Waiting = Callable[[str, float], None]
+"""Is told the kind of the cluster, and for how many seconds its first worker has been waited for."""
+
+
 @contextmanager
-def open_cluster(settings: ClusterSettings, scratch: Path) -> Iterator[Client]:
+def open_cluster(settings: ClusterSettings, scratch: Path, waiting: Waiting | None = None) -> Iterator[Client]:
     """A client of the cluster; a cluster that was started for it ends with it, and keeps its files in ``scratch``.
 
-    Nothing listens but on 127.0.0.1, unless a scheduler elsewhere is asked for. Raises :class:`LumidError` when the
-    scheduler does not answer.
+    Nothing listens but on 127.0.0.1, unless a scheduler elsewhere is asked for. ``waiting`` is told now and then that
+    there is no worker yet. Raises :class:`LumidError` when the scheduler does not answer, or no worker comes in time.
     """
     config = {
         "distributed.scheduler.allowed-failures": 2,
@@ -88,6 +103,8 @@ def open_cluster(settings: ClusterSettings, scratch: Path) -> Iterator[Client]:
         where = _where(settings)
         if isinstance(where, SchedulerSettings) or settings.scheduler:
             with _join(settings, where) as client:
+                limit = where.wait_minutes if isinstance(where, SchedulerSettings) else WAIT_MINUTES
+                _await_worker(client, "scheduler", limit, waiting)
                 client.register_plugin(QuietWorker(own_process=False))
                 yield client
             return
@@ -96,7 +113,7 @@ def open_cluster(settings: ClusterSettings, scratch: Path) -> Iterator[Client]:
                 start_remote(where, threads=2 if settings.ahead else 1) as remote,
                 Client(remote, set_as_default=False) as client,
             ):
-                client.wait_for_workers(1)
+                _await_worker(client, where.kind, where.wait_minutes, waiting)
                 client.register_plugin(QuietWorker(own_process=True))
                 yield client
             return
@@ -118,6 +135,22 @@ def open_cluster(settings: ClusterSettings, scratch: Path) -> Iterator[Client]:
         ):
             client.register_plugin(QuietWorker(own_process=True))
             yield client
+
+
+def _await_worker(client: Client, kind: str, minutes: float, waiting: Waiting | None) -> None:
+    """Wait for the cluster's first worker. Raises :class:`LumidError` when none has come in so many minutes."""
+    begun = time.monotonic()
+    while not client.scheduler_info()["workers"]:
+        seconds = time.monotonic() - begun
+        if seconds >= minutes * 60:
+            raise LumidError(
+                f"[cluster] kind = '{kind}': no worker has come in {minutes:g} minutes; {WHERE_TO_LOOK[kind]}, or wait "
+                "longer with the key cluster.wait_minutes"
+            )
+        if waiting:
+            waiting(kind, seconds)
+        with suppress(TimeoutError):
+            client.wait_for_workers(1, timeout=min(SAY_EVERY_S, minutes * 60 - seconds))
 
 
 def _where(settings: ClusterSettings) -> AnyCluster:

@@ -110,7 +110,11 @@ def _run(jobs: Sequence[Job], out: Path, cluster: ClusterSettings, console: Cons
         console=console,
         disable=not console.is_terminal,
     )
-    with open_cluster(cluster, out / "scratch") as client, bars:
+
+    def waiting(kind: str, seconds: float) -> None:
+        console.print(f"waiting for the first worker of the {kind}, {seconds:,.0f} s so far")
+
+    with open_cluster(cluster, out / "scratch", waiting) as client, bars:
         whole = bars.add_task("jobs", total=len(jobs))
         images = [bars.add_task(escape(f"{job.model} · {job.task}"), total=None, visible=False) for job in jobs]
 

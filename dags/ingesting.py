@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import time
-from dataclasses import replace
+from collections import Counter
+from dataclasses import dataclass, replace
 from itertools import zip_longest
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from distributed import Client
 from lumid.catalog.errors import LumidError
 from lumid.catalog.layout import Layout
 from lumid.catalog.paths import AnyPath, sizes
+from lumid.dags.metrics import count_batch
 from lumid.dags.planning import Plan
 from lumid.dags.progress import BuildProgress
 from lumid.dags.tasks import Failure, guarded, run_tasks
@@ -50,16 +52,20 @@ def ingest_batches(
     left = sum(batch.objects for batch in missing)
     total = sum(batch.objects for batch in plan.batches)
     rejected = sum(account.rejected for account in earlier)
-    progress.begin_ingest(total, total - left, begun, len(plan.batches), rejected)
+    progress.begin_ingest(total, total - left, begun, len(plan.batches), rejected, len(missing))
     seconds = sum(account.seconds for account in earlier)
     tasks = [(batch.id, ingest_task, (recipe, batch, layout.parts, layout.unpacked)) for batch in missing]
     batch_of = {batch.id: batch for batch in missing}
     unreached = 0
-    for name, account in run_tasks(
-        client, tasks, on_killed=lambda name: _isolate(client, recipe, batch_of[name], layout)
+    for name, ingested in run_tasks(
+        client,
+        tasks,
+        on_killed=lambda name: _isolate(client, recipe, batch_of[name], layout, progress),
+        watch=progress.tasks,
     ):
+        account = ingested.account
         seconds += account.seconds
-        progress.ingested(batch_of[name], account)
+        progress.ingested(batch_of[name], account, ingested.rejects)
         unreached = unreached + len(account.series) if account.unreached else 0
         if unreached >= UNREACHED_SERIES:
             raise LumidError(
@@ -83,15 +89,28 @@ def built_parts(plan: Plan, layout: Layout[AnyPath]) -> list[list[PartFiles]]:
     return [[files for files in generation if files is not None] for generation in zip_longest(*tried)]
 
 
+@dataclass(frozen=True, slots=True)
+class Ingested:
+    """A part that was written: its account, and rejected frames by reason code."""
+
+    account: PartAccount
+    rejects: dict[str, int]
+
+
 def ingest_task(
     recipe: Recipe, batch: Batch, parts: AnyPath, scratch: Path, poisoned: frozenset[str] = frozenset()
-) -> PartAccount | Failure:
+) -> Ingested | Failure:
     """A batch, on a worker: ingested, and written as a part."""
 
-    def work() -> PartAccount:
+    def work() -> Ingested:
         started = time.monotonic()
         result = _ingest(recipe, batch, scratch, poisoned)
-        return write_part(PartFiles(parts, batch.id), result, time.monotonic() - started)
+        account = write_part(PartFiles(parts, batch.id), result, time.monotonic() - started)
+        rejects: Counter[str] = Counter()
+        for row in result.rejects:
+            rejects[row.code] += row.frames
+        count_batch(account.kept, rejects, account.seconds)
+        return Ingested(account, dict(rejects))
 
     return guarded(work, parts)
 
@@ -115,23 +134,28 @@ def _ingest(recipe: Recipe, batch: Batch, scratch: Path, poisoned: frozenset[str
         source.close()
 
 
-def _isolate(client: Client, recipe: Recipe, batch: Batch, layout: Layout[AnyPath]) -> PartAccount:
+def _isolate(
+    client: Client, recipe: Recipe, batch: Batch, layout: Layout[AnyPath], progress: BuildProgress
+) -> Ingested:
     """A batch that keeps killing its worker: find the objects that do it, reject those, ingest the rest."""
     names = _object_names(recipe, batch, layout)
+    progress.events.tell("batch_suspected", batch=batch.id, objects=len(names))
     everything = frozenset(names)
     poisoned: set[str] = set()
     pending = [names]
     while pending:
         group = pending.pop()
-        if not _survives(client, recipe, batch, everything - frozenset(group), layout):
+        if not _survives(client, recipe, batch, everything - frozenset(group), layout, progress):
             if len(group) == 1:
                 poisoned.add(group[0])
             else:
                 pending += [group[: len(group) // 2], group[len(group) // 2 :]]
     arguments = (recipe, batch, layout.parts, layout.unpacked, frozenset(poisoned))
-    ((_, account),) = run_tasks(client, [(f"{batch.id}-without-{len(poisoned)}", ingest_task, arguments)])
-    assert isinstance(account, PartAccount)
-    return account
+    progress.events.tell("objects_poisoned", batch=batch.id, objects=len(poisoned))
+    task = (f"{batch.id}-without-{len(poisoned)}", ingest_task, arguments)
+    ((_, ingested),) = run_tasks(client, [task], watch=progress.tasks)
+    assert isinstance(ingested, Ingested)
+    return ingested
 
 
 def _object_names(recipe: Recipe, batch: Batch, layout: Layout[AnyPath]) -> list[str]:
@@ -143,10 +167,14 @@ def _object_names(recipe: Recipe, batch: Batch, layout: Layout[AnyPath]) -> list
         source.close()
 
 
-def _survives(client: Client, recipe: Recipe, batch: Batch, without: frozenset[str], layout: Layout[AnyPath]) -> bool:
+def _survives(
+    client: Client, recipe: Recipe, batch: Batch, without: frozenset[str], layout: Layout[AnyPath],
+    progress: BuildProgress,
+) -> bool:  # fmt: skip
     """Whether a batch can be ingested when the objects ``without`` are left unread."""
     name = f"{batch.id}-trial-{hashlib.sha256(' '.join(sorted(without)).encode()).hexdigest()[:16]}"
     killed: list[str] = []
-    for _ in run_tasks(client, [(name, try_task, (recipe, batch, layout.unpacked, without))], on_killed=killed.append):
+    task = (name, try_task, (recipe, batch, layout.unpacked, without))
+    for _ in run_tasks(client, [task], on_killed=killed.append, watch=progress.tasks):
         pass
     return not killed

@@ -77,7 +77,7 @@ def pack(
     tasks += [(f"catalog-{one.number}", catalog_task, (one, parts, data / "catalog")) for one in chunks]
     shards: list[Shard] = []
     files: dict[str, CatalogFile] = {}
-    for name, done in run_tasks(client, tasks):
+    for name, done in run_tasks(client, tasks, watch=progress.tasks):
         if isinstance(done, Shard):
             shards.append(done)
         else:

@@ -122,6 +122,7 @@ def _begin(layout: Layout[AnyPath], plan: Plan) -> None:
         phase="ingest",
         batches=len(plan.batches),
         batch_ids=[batch.id for batch in plan.batches],
+        batch_series=[len(batch.series) for batch in plan.batches],
         objects=sum(batch.objects for batch in plan.batches),
         bytes=sum(batch.bytes for batch in plan.batches),
     )
@@ -180,7 +181,7 @@ def _scan(
         (f"scan-{number}-{begin}", scan_task, (recipe, number, chunk, layout.unpacked))
         for begin, chunk in enumerate(chunks)
     ]
-    for _, found in run_tasks(client, tasks):
+    for _, found in run_tasks(client, tasks, watch=progress.tasks):
         scanned += found
         progress.scanned(len(found))
     keep = [item for item in scanned if item.reject is None]

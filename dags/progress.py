@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from types import TracebackType
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -17,8 +20,15 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from lumid._version import __version__
+from lumid.catalog.layout import Layout, storage_errors
+from lumid.dags.events import EventLog
+from lumid.dags.metrics import BuildState
+from lumid.dags.watch import TaskWatch
+from lumid.pipeline import traffic
 from lumid.pipeline.batches import Batch
 from lumid.pipeline.parts import PartAccount
+from lumid.pipeline.recipe import Recipe
 
 LINE_EVERY_S = 10.0
 
@@ -26,7 +36,10 @@ LINE_EVERY_S = 10.0
 class BuildProgress:
     """Progress bars of a build on a terminal; a line now and then where the output goes to a file."""
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: Console, events: EventLog | None = None) -> None:
+        self.events = events or EventLog()
+        self.tasks = TaskWatch(self.events)
+        self._batches_done = self._batches = 0
         self._console = console
         self._bars = Progress(
             SpinnerColumn(),
@@ -56,6 +69,31 @@ class BuildProgress:
     ) -> None:
         self._bars.__exit__(kind, error, trace)
 
+    @property
+    def state(self) -> BuildState:
+        """How far the build is."""
+        return BuildState(self._name, self._done, self._total, self._batches_done, self._batches)
+
+    @contextmanager
+    def recording(self, layout: Layout[AnyPath], recipe: Recipe) -> Iterator[None]:
+        """As long as this lasts, events are kept beside the build, for `lumid status`."""
+        with self.events.writing(layout.log), self.events.told_how_it_ends(), storage_errors(layout.root):
+            self.events.tell(
+                "build_begun",
+                name=recipe.name,
+                version=__version__,
+                recipe_hash=recipe.hash(),
+                policy=recipe.deid.policy,
+            )
+            yield
+
+    def waiting(self, kind: str, seconds: float) -> None:
+        """The first worker of a cluster has not come yet."""
+        self.events.tell("workers_awaited", cluster=kind, seconds=seconds)
+        self._console.print(
+            escape(f"waiting for the first worker ([cluster] kind = '{kind}'), {seconds:,.0f} s so far")
+        )
+
     def note(self, text: str) -> None:
         """Say something that is no progress."""
         self._console.print(text, markup=False)
@@ -68,16 +106,30 @@ class BuildProgress:
         """So many more headers have been read."""
         self._advance(objects, "objects")
 
-    def begin_ingest(self, objects: int, done: int, batches_done: int, batches: int, rejected: int) -> None:
-        """The plan is made; of its objects and batches so many are done by an earlier run, which rejected so much."""
-        self._begin("ingest", objects)
+    def begin_ingest(
+        self, objects: int, done: int, batches_done: int, batches: int, rejected: int, missing: int
+    ) -> None:
+        """The plan is made; of its objects and batches so many are done by an earlier run, which rejected so much.
+
+        ``missing``: batches that are to be made, or of which something is to be fetched again.
+        """
+        self._begin("ingest", objects, done)
         self._earlier_rejected = rejected
+        self._batches_done, self._batches = batches - missing, batches
         if batches_done:
+            self.events.tell("resumed", batches=batches_done, rejected=rejected)
             self._console.print(f"going on: {batches_done:,} of {batches:,} batches are done already")
             self._advance(done, "")
 
-    def ingested(self, batch: Batch, account: PartAccount) -> None:
-        """One more batch has its part."""
+    def ingested(self, batch: Batch, account: PartAccount, rejects: Mapping[str, int]) -> None:
+        """One more batch has its part; ``rejects`` by reason code."""
+        worker, attempt = self.tasks.done_by(batch.id)
+        self.events.tell(
+            "batch_done", batch=batch.id, worker=worker, attempt=attempt, seconds=account.seconds,
+            series=len(account.series), objects=account.objects, frames=account.planned, kept=account.kept,
+            rejected=account.rejected, rejects=rejects, bytes=account.source_bytes,
+        )  # fmt: skip
+        self._batches_done += 1
         self._slices += account.planned
         self._bytes += account.source_bytes
         self._rejected += account.rejected
@@ -106,11 +158,21 @@ class BuildProgress:
         """Everything is in its place."""
         if self._task is not None:
             self._bars.update(self._task, completed=self._total)
+        self._end_phase()
 
-    def _begin(self, name: str, total: int) -> None:
+    def _begin(self, name: str, total: int, done: int = 0) -> None:
+        self._end_phase()
+        if own := traffic.take():  # what this process has asked for itself: listings, plans
+            self.events.tell("requests", requests=own)
+        self.events.tell("phase_begun", phase=name, total=total, done=done)
         self._name, self._done, self._total = name, 0, total
         self._started = time.monotonic()
         self._task = self._bars.add_task(name, total=total, facts="")
+
+    def _end_phase(self) -> None:
+        if self._name:
+            self.events.tell("phase_ended", phase=self._name, seconds=time.monotonic() - self._started)
+            self._name = ""
 
     def _advance(self, steps: int, facts: str) -> None:
         self._done += steps

@@ -139,7 +139,7 @@ def _ingest_again(
     sources = open_listed_sources(recipe, work.unpacked)
     listings = {number: source.objects() for number, source in sources.items()}
     cluster = replace(cluster, ahead=reads_remotely(recipe))
-    with progress, open_cluster(cluster, work.work / "scratch") as client:
+    with progress, open_cluster(cluster, work.work / "scratch", progress.waiting) as client:
         plan = plan_again(client, recipe, sources, listings, lock, rows, work, progress)
         ingest_batches(client, recipe, plan, work, progress)
         return built_parts(plan, work)

@@ -1,22 +1,60 @@
-"""What a folder holds: a finished data set, a build that runs, or one that stopped."""
+"""What a folder holds: a finished data set, a build that runs, or one that stopped; and how far it is.
+
+A build's own log says what there is to say, so that nothing has to be counted: the accounts of thousands of parts would
+take seconds to read. Parts of which the log does not know, for the build was killed between the two, are read.
+"""
 
 from __future__ import annotations
 
 import fcntl
 import json
+import os
 import time
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from lumid.catalog.layout import Layout, read_manifest, write_text
 from lumid.catalog.paths import AnyPath
-from lumid.pipeline.parts import PartAccount, PartFiles, read_account
+from lumid.dags.events import Event, read_events
+from lumid.dags.prices import FREE, Cost, cost_of
+from lumid.pipeline.traffic import Traffic, together
+
+RECENT_S = 600.0
+"""Over so many seconds the rate is taken that the time left is reckoned by."""
+STARTING, WAITING = "starting workers", "waiting for the first worker"
+GO_ON = "run the same `lumid build` again: what is finished is kept"
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """A task that a worker is busy with: a batch of so many ``series``, or something else, then None."""
+
+    task: str
+    series: int | None
+    worker: str
+    since: float
+    attempt: int
+
+
+@dataclass(frozen=True, slots=True)
+class Rate:
+    """Frames and megabytes of sources a second."""
+
+    slices_per_second: float
+    mb_per_second: float
 
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """The state of a build: ``finished``, ``running`` or ``stopped``, and how far it is, in batches and frames."""
+    """The state of a build: ``finished``, ``running`` or ``stopped``, and how far it is.
+
+    ``phase_done`` of ``phase_total`` counts the units of the phase: objects, bytes, or files. ``seconds`` are those of
+    this run, up to now or to its last word. ``requests`` and ``cost`` are of all runs of this build. Times are seconds
+    since 1970. ``why``: why a build stopped, as far as it could say; ``advice``: what to do.
+    """
 
     state: str
     name: str
@@ -29,6 +67,23 @@ class Status:
     kept: int
     rejected: int
     seconds_left: float | None
+    rejects: Mapping[str, int] = field(default_factory=dict)
+    phase_done: int = 0
+    phase_total: int = 0
+    running: Sequence[Running] = ()
+    workers: int = 0
+    workers_lost: int = 0
+    retried: int = 0
+    begun: float | None = None
+    last_word: float | None = None
+    seconds: float = 0.0
+    rate: Rate | None = None
+    recent_rate: Rate | None = None
+    requests: Sequence[Traffic] = ()
+    cost: Cost = FREE
+    dashboard: str | None = None
+    why: str | None = None
+    advice: str | None = None
 
 
 def status(root: Path) -> Status:
@@ -40,43 +95,246 @@ def status(root: Path) -> Status:
     running = _is_running(layout)
     # what a finished data set lacks may be on its way
     if (layout.manifest.is_file() and not running) or not layout.state.is_file():
-        manifest = read_manifest(root)
-        counts = manifest.counts
-        return Status(
-            "finished",
-            manifest.name,
-            "done"
-            if not layout.state.is_file()
-            else "being completed when it stopped: run the same `lumid build` again",
-            0,
-            0,
-            counts.objects,
-            counts.objects,
-            counts.planned,
-            counts.kept,
-            counts.rejected,
-            0.0,
-        )
+        return _finished(layout)
     state = json.loads(layout.state.read_text("utf-8"))
-    accounts = _accounts(layout, state.get("batch_ids", []))
+    run = _Run.of(read_events(layout.log))
+    counts = _counts(layout, state.get("batch_ids", []), run)
+    total = Counter[str]()
+    for one in counts:
+        total.update(one.rejects)
+    series = dict(zip(state.get("batch_ids", []), state.get("batch_series", []), strict=False))
+    now = time.time() if running else (run.last_word or layout.state.stat().st_mtime)
+    seconds = max(0.0, now - (run.begun or now))
+    requests = together(run.traffic)
     return Status(
         state="running" if running else "stopped",
         name=state["recipe_name"],
-        phase=state["phase"],
-        batches_done=len(accounts),
+        phase=run.phase or (STARTING if running else state["phase"]),
+        batches_done=len(counts),
         batches=state["batches"],
-        objects_done=sum(account.objects for account in accounts),
+        objects_done=sum(one.objects for one in counts),
         objects=state.get("objects", 0),
-        planned=sum(account.planned for account in accounts),
-        kept=sum(account.kept for account in accounts),
-        rejected=sum(account.rejected for account in accounts),
-        seconds_left=_seconds_left(layout, state.get("batch_ids", []), len(accounts)) if running else None,
+        planned=sum(one.frames for one in counts),
+        kept=sum(one.kept for one in counts),
+        rejected=sum(one.rejected for one in counts),
+        seconds_left=run.seconds_left(now, len(counts), state["batches"]) if running else None,
+        rejects=dict(total.most_common()),
+        phase_done=run.phase_done,
+        phase_total=run.phase_total,
+        running=tuple(sorted((_with_series(one, series) for one in run.running.values()), key=lambda one: one.since)),
+        workers=run.workers if running else 0,
+        workers_lost=run.workers_lost,
+        retried=run.retried,
+        begun=run.begun,
+        last_word=run.last_word,
+        seconds=round(seconds, 1),
+        rate=run.rate(run.ingest_begun, now),
+        recent_rate=run.rate(max(now - RECENT_S, run.ingest_begun or 0.0), now) if run.ingest_begun else None,
+        requests=requests,
+        cost=cost_of(requests),
+        dashboard=run.dashboard if running else None,
+        why=None if running else _why(run),
+        advice=None if running else GO_ON,
     )
 
 
-def _accounts(layout: Layout, batches: list[str]) -> list[PartAccount]:
-    files = [PartFiles(layout.parts, batch) for batch in batches]
-    return [read_account(one) for one in files if one.rows.is_file()]
+def _finished(layout: Layout) -> Status:
+    """Of a data set that is whole; what it lacks may be on its way."""
+    manifest = read_manifest(layout.root)
+    counts, facts = manifest.counts, manifest.build
+    left = layout.state.is_file()
+    requests = tuple(Traffic(**one) for one in facts.get("requests", ()))
+    rate = {"slices_per_second", "mb_per_second"} <= facts.keys()
+    return Status(
+        "finished",
+        manifest.name,
+        "being completed when it stopped: run the same `lumid build` again" if left else "done",
+        0,
+        0,
+        counts.objects,
+        counts.objects,
+        counts.planned,
+        counts.kept,
+        counts.rejected,
+        0.0,
+        rejects=dict(sorted(manifest.rejects.items(), key=lambda item: -item[1])),
+        workers=facts.get("workers", 0),
+        seconds=facts.get("seconds", 0.0),
+        rate=Rate(facts["slices_per_second"], facts["mb_per_second"]) if rate else None,
+        requests=requests,
+        cost=cost_of(requests),
+        advice=GO_ON if left else None,
+    )
+
+
+def requests_of(layout: Layout[AnyPath]) -> tuple[Traffic, ...]:
+    """What all runs of a build under way have asked for so far."""
+    return together(_Run.of(read_events(layout.log)).traffic)
+
+
+@dataclass(frozen=True, slots=True)
+class _Batch:
+    """What has become of a batch's frames; ``at``: when it was done."""
+
+    at: float
+    objects: int
+    frames: int
+    kept: int
+    rejected: int
+    rejects: Mapping[str, int]
+    bytes: int
+
+
+@dataclass(slots=True)
+class _Run:
+    """A build's log, read: of all runs the batches and requests, of the last one what it is at."""
+
+    begun: float | None = None
+    last_word: float | None = None
+    ingest_begun: float | None = None
+    phase: str = ""
+    phase_begun: float = 0.0
+    phase_at_first: int = 0
+    phase_done: int = 0
+    phase_total: int = 0
+    dashboard: str | None = None
+    workers: int = 0
+    workers_lost: int = 0
+    retried: int = 0
+    ended: str | None = None
+    message: str | None = None
+    running: dict[str, Running] = field(default_factory=dict)
+    batches: dict[str, _Batch] = field(default_factory=dict)
+    done: list[_Batch] = field(default_factory=list)
+    traffic: list[Traffic] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, events: Iterable[Event]) -> _Run:
+        run = cls()
+        for event in events:
+            if event.name == "build_begun":
+                run = cls(event.time, batches=run.batches, traffic=run.traffic)
+            try:
+                run.take(event)
+            except (KeyError, TypeError):  # a line of another version, or that someone has changed
+                continue
+        return run
+
+    def take(self, event: Event) -> None:
+        """One more event."""
+        said = event.fields
+        self.last_word = event.time
+        match event.name:
+            case "workers_awaited":
+                self.phase = WAITING
+            case "cluster_joined":
+                self.phase, self.workers, self.dashboard = "", said["workers"], said.get("dashboard")
+            case "worker_joined":
+                self.workers += 1
+            case "worker_lost":
+                self.workers -= 1
+                self.workers_lost += 1
+                for name in said.get("tasks", ()):
+                    self.running.pop(name, None)
+            case "phase_begun":
+                self.phase, self.phase_begun = said["phase"], event.time
+                self.phase_done = self.phase_at_first = said["done"]
+                self.phase_total = said["total"]
+                if self.phase == "ingest":
+                    self.ingest_begun = event.time
+            case "progress":
+                self.phase_done, self.workers = said["done"], said.get("workers", self.workers)
+            case "phase_ended":
+                self.phase_done = self.phase_total
+            case "task_begun":
+                self.running[said["task"]] = Running(said["task"], None, said["worker"], event.time, said["attempt"])
+                self.retried += said["attempt"] > 1
+            case "task_done":
+                self.running.pop(said["task"], None)
+                self.phase_done += self.phase == "pack"
+                self.traffic += [Traffic(**one) for one in said["requests"]]
+            case "requests":
+                self.traffic += [Traffic(**one) for one in said["requests"]]
+            case "batch_done":
+                values = (said[name] for name in ("objects", "frames", "kept", "rejected", "rejects", "bytes"))
+                self.batches[said["batch"]] = one = _Batch(event.time, *values)
+                self.done.append(one)
+                self.phase_done += one.objects if self.phase == "ingest" else 0
+            case "build_failed" | "build_stopped":
+                self.ended, self.message = event.name, said.get("message")
+            case _:
+                pass
+
+    def rate(self, begin: float | None, end: float) -> Rate | None:
+        """That of the batches of this run between two times."""
+        done = [one for one in self.done if begin is not None and one.at >= begin]
+        if not done or begin is None or end <= begin:
+            return None
+        seconds = end - begin
+        return Rate(
+            round(sum(one.frames for one in done) / seconds, 2),
+            round(sum(one.bytes for one in done) / 1e6 / seconds, 3),
+        )
+
+    def seconds_left(self, now: float, done: int, batches: int) -> float | None:
+        """Of the phase, by what was done in this run, of late where it has gone on for long."""
+        if self.phase == "ingest" and self.ingest_begun is not None:
+            begin = max(now - RECENT_S, self.ingest_begun)
+            recent = sum(one.at >= begin for one in self.done)
+            return round((batches - done) * (now - begin) / recent, 1) if recent else None
+        made = self.phase_done - self.phase_at_first
+        if self.phase_total == 0 or made <= 0:
+            return None
+        return round((self.phase_total - self.phase_done) * (now - self.phase_begun) / made, 1)
+
+
+def _counts(layout: Layout, batches: Sequence[str], run: _Run) -> list[_Batch]:
+    """What has become of the batches that have a part: by the log, and by the parts where it does not know of them."""
+    try:
+        names = {entry.name.removesuffix(".parquet") for entry in os.scandir(layout.parts)}
+    except OSError:
+        return []
+    found = []
+    for batch in batches:
+        if batch in names:
+            again = f"{batch}-1" in names  # series that were tried again take the place of what they were
+            known = None if again else run.batches.get(batch)
+            found.append(known or _read(layout, batch))
+    return found
+
+
+def _read(layout: Layout, batch: str) -> _Batch:
+    # seldom wanted, and what it brings along takes longer to import than all else here to run
+    from lumid.pipeline.parts import choose, finished_parts, read_account, read_rejects
+
+    parts = choose([[files] for files in finished_parts(layout.parts, batch)])
+    accounts = [read_account(files) for files in parts]
+    rejects: Counter[str] = Counter()
+    for files in parts:
+        table = read_rejects(files).select(["code", "frames"])
+        for code, frames in zip(*(column.to_pylist() for column in table.columns), strict=True):
+            rejects[code] += frames
+    return _Batch(
+        max((files.rows.stat().st_mtime for files in parts), default=0.0),
+        sum(one.objects for one in accounts),
+        sum(one.planned for one in accounts),
+        sum(one.kept for one in accounts),
+        sum(one.rejected for one in accounts),
+        rejects,
+        sum(one.source_bytes for one in accounts),
+    )
+
+
+def _with_series(one: Running, series: Mapping[str, int]) -> Running:
+    return Running(one.task, series.get(one.task), one.worker, one.since, one.attempt)
+
+
+def _why(run: _Run) -> str:
+    if run.ended == "build_failed":
+        return run.message or "it failed"
+    if run.ended == "build_stopped":
+        return "it was stopped, by Ctrl-C or a polite kill"
+    return "it was killed, or the machine went down: its log ends without a word on why"
 
 
 def _is_running(layout: Layout) -> bool:
@@ -88,20 +346,6 @@ def _is_running(layout: Layout) -> bool:
     except OSError:
         return False
     return False
-
-
-def _seconds_left(layout: Layout, batches: list[str], done: int) -> float | None:
-    """From the rate of the last hour's parts: what an earlier, interrupted run did says nothing of this one."""
-    now = time.time()
-    times = sorted(
-        (layout.parts / PartFiles(layout.parts, batch).rows.name).stat().st_mtime
-        for batch in batches
-        if PartFiles(layout.parts, batch).rows.is_file()
-    )
-    recent = [moment for moment in times if now - moment < 3600]
-    if len(recent) < 2 or recent[-1] == recent[0]:
-        return None
-    return (len(batches) - done) * (recent[-1] - recent[0]) / (len(recent) - 1)
 
 
 def write_state(layout: Layout[AnyPath], **facts: Any) -> None:

@@ -7,16 +7,19 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
-from distributed import Client, as_completed
+from distributed import Client, as_completed, get_worker
 from distributed.scheduler import KilledWorker
 
 from lumid.catalog.errors import LumidError
 from lumid.catalog.layout import storage_errors
 from lumid.catalog.paths import AnyPath
 from lumid.dags.cluster import slots
+from lumid.dags.metrics import count_traffic
+from lumid.pipeline import traffic
 from lumid.pipeline.reject import internal_error
+from lumid.pipeline.traffic import Traffic
 
 IN_FLIGHT_PER_SLOT = 2
 T = TypeVar("T")
@@ -31,10 +34,31 @@ class Failure:
     message: str
 
 
+@dataclass(frozen=True, slots=True)
+class Told:
+    """A task's result, and what came with it; ``traffic`` is what its process has asked for since it last told."""
+
+    result: Any
+    worker: str
+    seconds: float
+    traffic: tuple[Traffic, ...]
+
+
+class Watch(Protocol):
+    """Who wants to know of tasks; workers say under ``topic`` with which they begin."""
+
+    topic: str
+
+    def ended(self, name: str, told: Told) -> None:
+        """A task's result is here."""
+        ...
+
+
 def run_tasks(
     client: Client,
     tasks: Sequence[Task],
     on_killed: Callable[[str], Any] | None = None,
+    watch: Watch | None = None,
 ) -> Iterator[tuple[str, Any]]:
     """Run tasks of (name, function, arguments) and yield (name, result) as they finish.
 
@@ -51,7 +75,10 @@ def run_tasks(
         if task is None:
             return False
         name, function, arguments = task
-        future = client.submit(function, *arguments, key=f"{name}-{time.monotonic_ns()}", pure=False)
+        topic = watch.topic if watch else ""
+        future = client.submit(
+            _told, topic, name, function, *arguments, key=f"{name}-{time.monotonic_ns()}", pure=False
+        )
         names[str(future.key)] = name
         running.add(future)
         return True
@@ -63,7 +90,10 @@ def run_tasks(
         for future in running:
             name = names.pop(str(future.key))
             try:
-                result = future.result()
+                told = future.result()
+                result = told.result
+                if watch:
+                    watch.ended(name, told)
             except KilledWorker:
                 if on_killed is None:
                     raise LumidError(
@@ -79,6 +109,18 @@ def run_tasks(
         for future in list(running.futures):
             with suppress(Exception):
                 future.cancel()
+
+
+def _told(topic: str, name: str, function: Callable[..., Any], *arguments: Any) -> Told:
+    """A task on a worker."""
+    worker = get_worker()
+    if topic:
+        worker.log_event(topic, {"task": name, "worker": worker.address})
+    started = time.monotonic()
+    result = function(*arguments)
+    counted = traffic.take()
+    count_traffic(counted)
+    return Told(result, worker.address, time.monotonic() - started, counted)
 
 
 def guarded(work: Callable[[], T], folder: AnyPath | None = None) -> T | Failure:

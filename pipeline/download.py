@@ -39,6 +39,7 @@ from lumid.pipeline.connections import NO_ANSWER, NO_CONNECTION, is_address, sen
 from lumid.pipeline.partial import Validator, is_verified, mark_verified, open_partial
 from lumid.pipeline.recipe import FetchSettings
 from lumid.pipeline.reject import Reject
+from lumid.pipeline.traffic import archive_of, count, outcome_of
 
 CHUNK_BYTES = 1 << 20
 TRANSIENT = frozenset({408, 425, 429, 500, 502, 503, 504, 509, 520, 521, 522, 523, 524})
@@ -229,17 +230,25 @@ class Downloader:
         resume = received.size > 0 and _may_resume(url, wanted, received)
         if not resume or received.size != wanted.bytes:
             with waited_turn(url, self.settings.requests, self.stop):
+                outcome, came = "broken", 0
                 try:
                     headers = self._headers(url, received, resume)
                     response = send(url, headers, wanted.form, self.settings.timeout_s)
+                    if response.status >= 400:
+                        outcome = outcome_of(response.status)
                     try:
                         self._receive(url, response, wanted, received, resume)
                     except BaseException:
                         response.close()
                         raise
+                    finally:
+                        came = response.tell()
+                    outcome = "ok"
                     response.release_conn()
                 except HTTPError as error:
                     raise _TroubleError(_words(error, self.settings.timeout_s)) from error
+                finally:
+                    count(archive_of(url, self.settings), "get", outcome, came)
         _verify(wanted, received)
 
     def _headers(self, url: str, received: _Received, resume: bool) -> dict[str, str]:

@@ -33,6 +33,7 @@ from lumid.pipeline.reject import Reject
 from lumid.pipeline.sources import ObjectRef, Series
 from lumid.pipeline.sources.buckets import missed
 from lumid.pipeline.sources.store import FINAL, PATIENCE
+from lumid.pipeline.traffic import count, outcome_of, store_name
 
 FORMAT = 1
 TAG = "CACHEDIR.TAG"
@@ -169,7 +170,7 @@ class RawCache:
     def unseal(self, folder: str) -> None:
         """Take back that the series is complete."""
         try:
-            self._tried(lambda: obstore.delete(self._store, f"{folder}.json"))
+            self._tried(lambda: obstore.delete(self._store, f"{folder}.json"), None)
         except ABSENT:
             pass
         except (BaseError, OSError) as error:
@@ -184,7 +185,7 @@ class RawCache:
     def read(self, ref: ObjectRef) -> bytes | Reject:
         """The object at the ref's location, of its size and MD5, or ``fetch_failed``."""
         try:
-            data = self._tried(lambda: bytes(obstore.get(self._store, ref.location).bytes()))
+            data = self._tried(lambda: bytes(obstore.get(self._store, ref.location).bytes()), "get")
         except ABSENT:
             return Reject("fetch", "fetch_failed", "missing in the cache")
         except (BaseError, OSError):
@@ -204,7 +205,7 @@ class RawCache:
 
     def _get(self, key: str) -> bytes | None:
         try:
-            return self._tried(lambda: bytes(obstore.get(self._store, key).bytes()))
+            return self._tried(lambda: bytes(obstore.get(self._store, key).bytes()), "get")
         except ABSENT:
             return None
         except (BaseError, OSError) as error:
@@ -212,19 +213,27 @@ class RawCache:
 
     def _put(self, key: str, data: bytes) -> None:
         try:
-            self._tried(lambda: obstore.put(self._store, key, data))
+            self._tried(lambda: obstore.put(self._store, key, data), "put")
         except (BaseError, OSError) as error:
             raise refused(self.address, "written", error) from None
 
-    def _tried(self, call: Callable[[], T]) -> T:
+    def _tried(self, call: Callable[[], T], operation: str | None) -> T:
+        """What a call gives; ``operation`` as it is counted, None for what nobody charges for."""
         failures = 0
+        local = isinstance(self._store, LocalStore)
+        who = None if local or operation is None else (store_name("cache", self.address), operation)
         while True:
             try:
-                return call()
+                found = call()
+                if who:
+                    count(*who, "ok", len(found) if isinstance(found, bytes) else 0)
+                return found
             except (BaseError, OSError) as error:
                 failures += 1
-                final = isinstance(self._store, LocalStore) or isinstance(error, FINAL)
-                if final or missed(error, self.timeout_s).final or failures >= self.attempts:
+                why = missed(error, self.timeout_s)
+                if who:
+                    count(*who, outcome_of(404 if isinstance(error, FINAL) else why.status))
+                if local or isinstance(error, FINAL) or why.final or failures >= self.attempts:
                     raise
                 if self.stop.wait(PATIENCE.pause_s(failures, None)):
                     raise

@@ -12,6 +12,10 @@ SchedulerAddress = Annotated[str, Field(pattern=r"^(tcp|tls)://[A-Za-z0-9.\[\]:_
 """Of a Dask scheduler: ``tcp://host:port``, or ``tls://host:port`` where it asks for certificates."""
 
 
+Minutes = Annotated[float, Field(gt=0)]
+WAIT_MINUTES = 30.0
+
+
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
@@ -23,7 +27,13 @@ class LocalSettings(_Section):
     workers: Count | None = None
 
 
-class _Secured(_Section):
+class _Awaited(_Section):
+    """A cluster that takes its time: so many minutes its first worker is waited for."""
+
+    wait_minutes: Minutes = WAIT_MINUTES
+
+
+class _Secured(_Awaited):
     """A cluster over a network. ``tls_ca``, ``tls_cert``, ``tls_key``: PEM files that all its machines see there."""
 
     tls_ca: str | None = None
@@ -73,10 +83,12 @@ class SlurmSettings(_Secured):
     """Jobs of Slurm through dask-jobqueue: ``jobs`` of them, each of ``cores`` workers that share ``memory_gb``.
 
     ``interface``: the network interface of the cluster's own network on every node (``ib0``, ``eth1``), which is all
-    that scheduler and workers listen on. ``directives``: further lines for ``#SBATCH``.
+    that scheduler and workers listen on. ``directives``: further lines for ``#SBATCH``. Jobs may wait in the queue for
+    ``wait_minutes``, a day unless given.
     """
 
     kind: Literal["slurm"] = "slurm"
+    wait_minutes: Minutes = 24 * 60.0
     jobs: Count
     cores: Count
     memory_gb: Gigabytes
@@ -88,7 +100,7 @@ class SlurmSettings(_Secured):
     directives: tuple[str, ...] = ()
 
 
-class KubernetesSettings(_Section):
+class KubernetesSettings(_Awaited):
     """Pods of dask-kubernetes' operator, each a worker of one core with ``memory_gb``, of an image that holds lumid."""
 
     kind: Literal["kubernetes"] = "kubernetes"

@@ -127,8 +127,11 @@ def is_clean(found: Audit) -> bool:
 @pytest.mark.parametrize("policy", ["public", "private"])
 def test_no_identifier_leaves_a_build(sandbox: Sandbox, policy: str) -> None:
     out = sandbox.folder / "data"
-    done = sandbox.run("build", sandbox.recipe(policy), "--out", out, "--workers", "2", "--json", name="build")
+    log = sandbox.folder / "events.jsonl"
+    command = ("build", sandbox.recipe(policy), "--out", out, "--workers", "2", "--json", "--log", log)
+    done = sandbox.run(*command, name="build")
     assert done.returncode == 0, done.stderr
+    assert {"batch_done", "build_done"} <= {json.loads(line)["event"] for line in log.read_text().splitlines()}
     for command in (("report", out), ("cite", out), ("verify", out, "--deep"), ("rejects", out, "--json"), ("status", out),
                     ("query", out, "--json"), ("show", out, "--out", sandbox.folder / "sheet.png")):  # fmt: skip
         sandbox.run(*command, name=command[0])
@@ -173,8 +176,12 @@ def test_no_identifier_leaves_a_build(sandbox: Sandbox, policy: str) -> None:
 )  # fmt: skip
 def test_no_identifier_leaves_a_build_that_fails(sandbox: Sandbox, what: str, patch: str, code: int) -> None:
     out = sandbox.folder / "data"
-    done = sandbox.run("build", sandbox.recipe("public"), "--out", out, "--workers", "2", patch=patch)
+    log = sandbox.folder / "events.jsonl"
+    command = ("build", sandbox.recipe("public"), "--out", out, "--workers", "2", "--log", log)
+    done = sandbox.run(*command, patch=patch)
     assert done.returncode == code, done.stderr
+    assert json.loads(log.read_text().splitlines()[-1])["event"] == ("build_failed" if code else "build_done")
+    sandbox.run("status", out, name="status")
     assert "Traceback" not in done.stderr
     assert len([line for line in done.stderr.splitlines() if not re.match("(scan|ingest|pack): ", line)]) <= 3
     (sandbox.folder / "patch").rename(sandbox.folder.parent / "patch-aside")

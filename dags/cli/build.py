@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import time
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
+from rich.console import Console, RenderableType
+from rich.live import Live
 from rich.markup import escape
 
 from lumid.catalog.errors import EXIT_DONE, EXIT_REJECTS, UsageError
@@ -19,6 +22,8 @@ if TYPE_CHECKING:
 
     from lumid.catalog.layout import Manifest
     from lumid.catalog.paths import AnyPath
+    from lumid.dags.events import EventLog
+    from lumid.dags.status import Status
     from lumid.pipeline.recipe import Recipe
 
 
@@ -67,6 +72,10 @@ def build(
         ),
     ] = None,
     offline: Annotated[bool, typer.Option("--offline", help="Ask no archive: build from the cache alone.")] = False,
+    log: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="Append what happens, a line of JSON an event; - for stderr."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Build a data set; run it again to go on with one that was interrupted.
@@ -88,10 +97,13 @@ def build(
         lumid build lumid --lock plan.lock.parquet --cache /data/raw --offline --out again
 
         lumid build lumid.toml --scheduler tcp://10.0.0.1:8786 --out s3://bucket/lumid
+
+        lumid build lumid.toml --out /data/lumid --log /var/log/lumid.jsonl
     """
     from lumid.catalog.paths import data_path
     from lumid.dags.build import build as run
     from lumid.dags.cluster import ClusterSettings
+    from lumid.dags.events import EventLog
     from lumid.dags.progress import BuildProgress
     from lumid.pipeline.recipe_files import with_overrides
 
@@ -100,11 +112,17 @@ def build(
     if key_file is not None:
         chosen = _private(chosen, source, key_file)
     target = data_path(out or chosen.name)
-    console = Console(stderr=True, highlight=False)
-    result = run(
-        chosen, target, ClusterSettings(scheduler, workers, where=chosen.cluster), BuildProgress(console), pinned
-    )
-    manifest = result.manifest
+    console = Console(stderr=True, highlight=False, quiet=log == "-")
+    events = EventLog()
+    with log_to(events, log, target), events.told_how_it_ends():
+        where = ClusterSettings(scheduler, workers, where=chosen.cluster)
+        result = run(chosen, target, where, BuildProgress(console, events), pinned)
+        manifest = result.manifest
+        events.tell(
+            "already_finished" if result.already_finished else "build_done",
+            seconds=manifest.build.get("seconds"), objects=manifest.counts.objects, frames=manifest.counts.planned,
+            kept=manifest.counts.kept, rejected=manifest.counts.rejected, rejects=manifest.rejects,
+        )  # fmt: skip
     if as_json:
         typer.echo(json.dumps({"out": str(target), "already_finished": result.already_finished} | asdict(manifest)))
     else:
@@ -114,6 +132,15 @@ def build(
         typer.echo(f"more than {limit:.0%} of the frames were rejected; see: lumid rejects {target}", err=True)
         raise typer.Exit(EXIT_REJECTS)
     raise typer.Exit(EXIT_DONE)
+
+
+def log_to(events: EventLog, log: str | None, out: AnyPath) -> AbstractContextManager[None]:
+    """Write events where ``--log`` says."""
+    if log is None:
+        return nullcontext()
+    if log != "-" and isinstance(out, Path) and Path(log).resolve().is_relative_to(out.resolve()):
+        raise UsageError(f"--log {log}: is inside --out {out}, which holds the data set alone; choose another place")
+    return events.writing(None if log == "-" else Path(log))
 
 
 def _chosen(
@@ -186,31 +213,45 @@ def _print_summary(manifest: Manifest, out: AnyPath, *, already: bool) -> None:
     console.print(f"  report    {out / 'report.html'}", markup=False)
 
 
+WATCH_EVERY_S = 2.0
+
+
 @app.command()
 def status(
     dataset: Annotated[Path, typer.Argument(help="Folder of a data set or of a build under way.")],
+    watch: Annotated[bool, typer.Option("--watch", help="Show it until the build ends or you press Ctrl-C.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
 ) -> None:
-    """Say how far a build is: running, stopped or finished.
+    """Say how far a build is, what it does and what it costs; or why it stopped.
 
-    Example:
+    Examples:
 
         lumid status /data/mine
+
+        lumid status /data/mine --watch
     """
+    from lumid.dags.cli import Stopped
     from lumid.dags.status import status as look
+    from lumid.dags.status_view import view
+
+    if watch and as_json:
+        raise UsageError("--watch is to look at, --json to read by a program: give one of them")
+    if as_json:
+        typer.echo(json.dumps(asdict(look(dataset))))
+        return
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = 160
+
+    def shown(found: Status) -> RenderableType:
+        return view(dataset, found, time.time(), bar=console.is_terminal)
 
     found = look(dataset)
-    if as_json:
-        typer.echo(json.dumps(asdict(found)))
+    if not watch:
+        console.print(shown(found))
         return
-    note = f"; {found.phase}" if found.state == "finished" and found.phase != "done" else ""
-    typer.echo(f"{dataset}: {found.state} ({found.name}){note}")
-    if found.state != "finished":
-        typer.echo(
-            f"  phase {found.phase}: {found.batches_done:,} of {found.batches:,} batches, {found.objects_done:,} of {found.objects:,} objects"
-        )
-    typer.echo(f"  frames so far: planned {found.planned:,} = kept {found.kept:,} + rejected {found.rejected:,}")
-    if found.seconds_left is not None and found.state == "running":
-        typer.echo(f"  about {found.seconds_left:,.0f} s left")
-    if found.state == "stopped":
-        typer.echo("  run the same `lumid build` again to go on")
+    with suppress(Stopped), Live(shown(found), console=console, auto_refresh=False) as live:
+        while found.state == "running":
+            time.sleep(WATCH_EVERY_S)
+            found = look(dataset)
+            live.update(shown(found), refresh=True)

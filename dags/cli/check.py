@@ -116,7 +116,8 @@ def _repair(dataset: Path, found: Verification, chosen: Recipe, workers: int | N
     from lumid.dags.repair import repair
 
     console = Console(stderr=True, highlight=False)
-    done = repair(dataset, found, chosen, ClusterSettings(None, workers), BuildProgress(console))
+    cluster = ClusterSettings(None, workers, where=chosen.cluster)
+    done = repair(dataset, found, chosen, cluster, BuildProgress(console))
     typer.echo(
         f"{dataset}: mended {len(done.shards):,} shards; {done.samples:,} samples of {done.series:,} series made again",
         err=True,

@@ -27,11 +27,13 @@ from lumid._version import __version__
 from lumid.pipeline.connections import CONNECT_S, NO_ANSWER, NO_CONNECTION
 from lumid.pipeline.download import TRANSIENT, StoppedError, waited_turn
 from lumid.pipeline.recipe import FetchSettings
+from lumid.pipeline.traffic import archive_of, count, outcome_of
 
 MD5 = re.compile(r"[0-9a-f]{32}")
 BUSY = frozenset({429, 503})
 """Statuses that ask for a pause."""
 PAGE_KEYS = 1000
+STOPPED = "stopped"
 T = TypeVar("T")
 
 
@@ -125,8 +127,11 @@ class Buckets:
 
         data = self._ask(prefix, get)
         if isinstance(data, Missed):
+            self._count(prefix, "get", data)
             return data
-        return bytes(data) if len(data) == size else Missed(f"{len(data)} bytes, {size} expected")
+        whole = len(data) == size
+        count(archive_of(prefix.endpoint, self.fetch), "get", "ok" if whole else "broken", len(data))
+        return bytes(data) if whole else Missed(f"{len(data)} bytes, {size} expected")
 
     def list(self, prefix: Prefix, most: int) -> dict[str, Listed] | Missed:
         """The objects below a prefix by name, or why they could not be listed; a little more than ``most`` at most."""
@@ -141,13 +146,17 @@ class Buckets:
                 except StopAsyncIteration:
                     break
                 keys += len(page)
+                count(archive_of(prefix.endpoint, self.fetch), "list", "ok")
                 for meta in page:
                     name = meta["path"].removeprefix(f"{prefix.key}/")
                     etag = (meta["e_tag"] or "").strip('"').lower()
                     found[name] = Listed(name, meta["size"], etag if MD5.fullmatch(etag) else None)
             return found
 
-        return self._ask(prefix, pages)
+        found = self._ask(prefix, pages)
+        if isinstance(found, Missed):
+            self._count(prefix, "list", found)
+        return found
 
     def close(self) -> None:
         """End what is under way; nothing is asked any more."""
@@ -156,6 +165,10 @@ class Buckets:
             calls = list(self._calls)
         for call in calls:
             call.cancel()
+
+    def _count(self, prefix: Prefix, operation: str, missed: Missed) -> None:
+        if missed.detail != STOPPED:  # nobody was asked, or nobody waited for the answer
+            count(archive_of(prefix.endpoint, self.fetch), operation, outcome_of(missed.status))
 
     def _store(self, prefix: Prefix) -> S3Store:
         return bucket_of(prefix.bucket, prefix.endpoint, self.fetch.timeout_s)
@@ -166,12 +179,12 @@ class Buckets:
             with waited_turn(prefix.endpoint, self.fetch.requests, self.stop):
                 with self._lock:
                     if self.stop.is_set():
-                        return Missed("stopped")
+                        return Missed(STOPPED)
                     future = asyncio.run_coroutine_threadsafe(call(), _loop())
                     self._calls.add(future)
                 return future.result()
         except (StoppedError, CancelledError):
-            return Missed("stopped")
+            return Missed(STOPPED)
         except (BaseError, OSError) as error:
             return missed(error, self.fetch.timeout_s)
         finally:

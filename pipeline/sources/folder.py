@@ -13,6 +13,7 @@ from lumid.catalog.keys import Keyer
 from lumid.pipeline.reject import Reject
 from lumid.pipeline.sources import Blob, Listing, ObjectRef, Provenance, Series
 from lumid.pipeline.sources.archived import Archives, archive_kind, expand, in_order, place_of
+from lumid.pipeline.traffic import count
 
 HEAD_BYTES = 4096
 
@@ -97,7 +98,9 @@ class FolderSource:
         try:
             if place is None:
                 with Path(ref.location).open("rb") as file:
-                    return file.read(-1 if max_bytes is None else max_bytes)
+                    data = file.read(-1 if max_bytes is None else max_bytes)
+                count("folder", "get", "ok", len(data))
+                return data
             path = Path(place.archive)
             if path.stat().st_mtime_ns != ref.changed_ns:
                 return Reject("read", "unreadable", "the archive has changed")

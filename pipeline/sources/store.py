@@ -23,8 +23,9 @@ from lumid.pipeline.reject import Reject
 from lumid.pipeline.sources import Blob, Listing, ObjectRef, Provenance, Series
 from lumid.pipeline.sources.ahead import ReadAhead
 from lumid.pipeline.sources.archived import Archives, archive_kind, expand, in_order, place_of
-from lumid.pipeline.sources.buckets import missed
+from lumid.pipeline.sources.buckets import PAGE_KEYS, missed
 from lumid.pipeline.sources.folder import HEAD_BYTES, FolderSource, source_id_of
+from lumid.pipeline.traffic import count, outcome_of, store_name
 
 if TYPE_CHECKING:
     from obstore import ObjectMeta
@@ -127,17 +128,19 @@ class StoreSource:
             file.truncate()
             found = obstore.get(self._store, key, options=None if limit is None else {"range": (0, limit)})
             if changed_ns is not None and _changed_ns(found.meta) != changed_ns:
+                count(store_name("folder", self.url), "get", "broken")
                 return GONE
             for chunk in found.stream(min_chunk_size=CHUNK_BYTES):
                 file.write(chunk)
+            count(store_name("folder", self.url), "get", "ok", file.tell())
             return None
 
         try:
-            return self._tried(attempt)
+            return self._tried(attempt, "get")
         except (BaseError, FileNotFoundError, PermissionError, TimeoutError) as error:
             return _why_not_read(error, self.timeout_s)
 
-    def _tried(self, attempt: Callable[[], T]) -> T:
+    def _tried(self, attempt: Callable[[], T], operation: str) -> T:
         """What an attempt gives; tried again, after a while, when the store's answer leaves hope. Raises its last error."""
         failures = 0
         while True:
@@ -145,14 +148,27 @@ class StoreSource:
                 return attempt()
             except (BaseError, FileNotFoundError, PermissionError, TimeoutError) as error:
                 failures += 1
-                final = isinstance(error, FINAL) or missed(error, self.timeout_s).final
+                why = missed(error, self.timeout_s)
+                count(
+                    store_name("folder", self.url),
+                    operation,
+                    outcome_of(404 if isinstance(error, FINAL) else why.status),
+                )
+                final = isinstance(error, FINAL) or why.final
                 if final or failures >= self.attempts or self._stop.wait(PATIENCE.pause_s(failures, None)):
                     raise
+
+    def _list(self) -> list[ObjectMeta]:
+        found: list[ObjectMeta] = []
+        for page in obstore.list(self._store, chunk_size=PAGE_KEYS):
+            count(store_name("folder", self.url), "list", "ok")
+            found += page
+        return found
 
     def _listed(self) -> list[tuple[str, int, int]]:
         """Key below the prefix, size, and time of change (ns) of every object; markers of folders left out."""
         try:
-            metas = self._tried(lambda: [meta for page in obstore.list(self._store) for meta in page])
+            metas = self._tried(self._list, "list")
         except (BaseError, OSError) as error:
             raise RecipeError(f"{self.url}: {_why_not_listed(error)}") from None
         found = [(meta["path"], meta["size"], _changed_ns(meta)) for meta in metas]

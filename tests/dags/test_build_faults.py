@@ -102,9 +102,11 @@ def fine(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_random_faults_change_nothing(workers: int, fine: Path, tmp_path: Path) -> None:
     with fake_idc(contents(), pick=drawn(7, 0.25, OBJECT_FAULTS, LISTING_FAULTS), mirror=contents()) as fake:
         run(fake, tmp_path / "ds", workers, attempts=4, timeout_s=5.0)
+        asked = len(fake.first.log) + len(fake.mirror.log if fake.mirror else [])
         assert len(fake.first.log) > sum(planned()[1]["objects"].to_pylist()) + 20, "so many requests went wrong"
     assert identity(tmp_path / "ds") == identity(fine)
     assert verify(tmp_path / "ds", deep=True).sound
+    assert sum(one["requests"] for one in read_manifest(tmp_path / "ds").build["requests"]) == asked
 
 
 def test_an_archive_that_often_fails_is_built_from_in_the_end(fine: Path, tmp_path: Path) -> None:

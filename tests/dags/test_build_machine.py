@@ -22,8 +22,10 @@ def test_a_full_disk_is_one_line_and_the_next_run_goes_on(recipe: Path, built_st
     if os.geteuid() != 0 or subprocess.run(options, capture_output=True).returncode != 0:
         pytest.skip("needs root and leave to mount a small disk")
     try:
-        done = lumid("build", recipe, "--out", mount / "data")
+        done = lumid("build", recipe, "--out", mount / "data", "--log", tmp_path / "log")
         assert done.returncode == 1
+        told = [json.loads(line)["event"] for line in (tmp_path / "log").read_text().splitlines()]
+        assert told[-2:] == ["disk_full", "build_failed"]
         assert "no space left" in done.stderr
         assert "Traceback" not in done.stderr
         assert not list(mount.rglob("*.tmp"))
@@ -34,6 +36,7 @@ def test_a_full_disk_is_one_line_and_the_next_run_goes_on(recipe: Path, built_st
         subprocess.run(["umount", "-l", str(mount)], check=True)
 
 
+ROOT = Path(__file__).resolve().parents[2]
 CRASH = """
 import os
 from lumid.pipeline import parse
@@ -58,10 +61,20 @@ def test_an_object_that_kills_its_worker_is_found_and_rejected(study: Path, tmp_
     (tmp_path / "site").mkdir()
     (tmp_path / "site" / "sitecustomize.py").write_text(CRASH)
     (tmp_path / "r.toml").write_text('name = "r"\n[[sources]]\nkind = "folder"\npath = "source"\nnames = "plain"\n')
-    done = lumid("build", tmp_path / "r.toml", "--out", tmp_path / "data", "--json", PYTHONPATH=str(tmp_path / "site"))
+    path = os.pathsep.join([str(tmp_path / "site"), str(ROOT)])
+    log = tmp_path / "log"
+    done = lumid("build", tmp_path / "r.toml", "--out", tmp_path / "data", "--json", "--log", log, PYTHONPATH=path)
     assert done.returncode == 0, done.stderr
     facts: dict[str, Any] = json.loads(done.stdout)
     assert facts["rejects"] == {"decoder_crash": 2}
     assert facts["counts"]["kept"] == 10
     rejected = duckdb.sql(f"select source_id from '{tmp_path}/data/rejects/*.parquet' order by 1").fetchall()
     assert rejected == [("poison",), ("poison too",)]
+    told = [json.loads(line) for line in log.read_text().splitlines()]
+    lost = [line for line in told if line["event"] == "worker_lost"]
+    assert len(lost) >= 3
+    assert all(line["level"] == "warning" for line in lost)
+    assert {line["batch"] for line in told if line["event"] == "batch_suspected"} <= set(lost[0]["tasks"]) != set()
+    assert [line["objects"] for line in told if line["event"] == "objects_poisoned"] == [2]
+    assert max(line["attempt"] for line in told if line["event"] == "task_begun") >= 3
+    assert "poison" not in log.read_text().replace("objects_poisoned", "")

@@ -75,7 +75,15 @@ def test_the_examples_of_the_page_are_recipes(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("cluster", "words"),
     [
-        ('kind = "local"\nworker = 2', "cluster.worker: unknown key; allowed here: kind, workers"),
+        (
+            'kind = "local"\nworker = 2',
+            "cluster.worker: unknown key; did you mean 'workers'?; allowed here: kind, workers",
+        ),
+        (
+            'kind = "slurm"\njobs = 1\ncores = 1\nmemory_gb = 4\ninterface = "lo"\nwaitminutes = 4',
+            "did you mean 'wait_minutes'?",
+        ),
+        ('kind = "kubernets"', "did you mean 'kubernetes'?"),
         ('kind = "slrm"', "cluster.kind: 'slrm' is not allowed; use 'local'"),
         ("workers = 2", "cluster.kind: missing"),
         ('kind = "slurm"\njobs = 1\ncores = 1\nmemory_gb = 4', "cluster.interface: missing"),
@@ -158,6 +166,37 @@ def test_a_certificate_that_is_not_there_is_named() -> None:
     settings = SchedulerSettings(address="tls://127.0.0.1:1", tls_ca="/no/ca", tls_cert="/no/cert", tls_key="/no/key")
     with pytest.raises(RecipeError, match=r"cluster\.tls_ca"):
         security_of(settings)
+
+
+@pytest.mark.parametrize("comes", [False, True])
+def test_the_first_worker_is_waited_for_in_the_open_and_not_for_ever(
+    comes: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lumid.dags.cluster.SAY_EVERY_S", 0.2)
+    said: list[str] = []
+    options = {"n_workers": 0, "threads_per_worker": 1, "processes": False, "host": "127.0.0.1"}
+    with LocalCluster(**options, protocol="tcp", dashboard_address=None) as cluster:
+
+        def waiting(kind: str, seconds: float) -> None:
+            said.append(kind)
+            assert seconds < 1.0
+            if comes and len(said) == 2:
+                cluster.scale(1)
+
+        minutes = 0.5 if comes else 0.01
+        where = SchedulerSettings(address=cluster.scheduler_address, wait_minutes=minutes)
+        if comes:
+            with open_cluster(ClusterSettings(where=where), tmp_path, waiting) as client:
+                assert client.submit(sum, [1, 2]).result(timeout=20) == 3
+        else:
+            words = r"^\[cluster\] kind = 'scheduler': no worker has come in 0\.01 minutes; start some with"
+            with (
+                pytest.raises(LumidError, match=words),
+                open_cluster(ClusterSettings(where=where), tmp_path, waiting),
+            ):
+                pass
+    assert len(said) >= 2
+    assert set(said) == {"scheduler"}
 
 
 def test_nothing_of_a_build_here_listens_on_a_public_interface(tmp_path: Path) -> None:

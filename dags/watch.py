@@ -1,0 +1,116 @@
+"""Who does what on the cluster: workers say which task they begin with, the scheduler which workers come and go."""
+
+from __future__ import annotations
+
+import secrets
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Any
+
+from distributed import Client
+
+from lumid.dags.events import EventLog
+from lumid.dags.metrics import shown_by_scheduler
+
+if TYPE_CHECKING:
+    from lumid.dags.progress import BuildProgress
+    from lumid.dags.tasks import Told
+
+PROGRESS_EVERY_S = 60.0
+METRICS_EVERY_S = 5.0
+DASK_TOPIC = "all"
+"""Under which a Dask scheduler says which workers come and go."""
+
+
+class TaskWatch:
+    """The tasks of one build: which run, where, and how often each was begun. Told from several threads."""
+
+    def __init__(self, events: EventLog) -> None:
+        self.topic = f"lumid-{secrets.token_hex(8)}"
+        self._events = events
+        self._lock = threading.Lock()
+        self._attempts: Counter[str] = Counter()
+        self._running: dict[str, str] = {}
+        self._workers: dict[str, str] = {}
+
+    @property
+    def running(self) -> int:
+        """How many tasks workers are busy with."""
+        return len(self._running)
+
+    def heard(self, event: tuple[float, Any]) -> None:
+        """A worker begins with a task."""
+        name, worker = event[1]["task"], event[1]["worker"]
+        with self._lock:
+            self._attempts[name] += 1
+            self._running[name] = worker
+            attempt = self._attempts[name]
+        self._events.tell("task_begun", task=name, worker=worker, attempt=attempt)
+
+    def heard_of_workers(self, event: tuple[float, Any]) -> None:
+        """Dask's own words on a worker that came or went."""
+        said = event[1]
+        action = said.get("action") if isinstance(said, dict) else None
+        if action == "add-worker":
+            self._events.tell("worker_joined", worker=said.get("worker"))
+        elif action == "remove-worker" and not said.get("expected"):
+            tasks = [str(key).rpartition("-")[0] for key in said.get("processing-tasks", ())]
+            with self._lock:
+                lost = [name for name in tasks if self._running.pop(name, None) is not None]
+            self._events.tell("worker_lost", worker=said.get("worker"), tasks=lost)
+
+    def ended(self, name: str, told: Told) -> None:
+        """A task's result is here."""
+        with self._lock:
+            self._running.pop(name, None)
+            self._workers[name] = told.worker
+        self._events.tell("task_done", task=name, worker=told.worker, seconds=told.seconds, requests=told.traffic)
+
+    def done_by(self, name: str) -> tuple[str | None, int]:
+        """The worker that has done a task, and at which attempt."""
+        with self._lock:
+            return self._workers.pop(name, None), self._attempts.pop(name, 0)
+
+
+@contextmanager
+def watching(client: Client, progress: BuildProgress, name: str) -> Iterator[None]:
+    """As long as this lasts, ``progress`` hears of the cluster's tasks and workers, and log and metrics of its progress.
+
+    ``name``: of the build, as metrics tell it.
+    """
+    tasks, events = progress.tasks, progress.events
+    topics = {tasks.topic: tasks.heard, DASK_TOPIC: tasks.heard_of_workers}
+    for topic, hear in topics.items():
+        client.subscribe_topic(topic, hear)
+    events.tell("cluster_joined", workers=len(client.nthreads()), dashboard=client.dashboard_link)
+    ended = threading.Event()
+    with shown_by_scheduler(client, tasks.topic, name) as show:
+
+        def keep_telling() -> None:
+            told = time.monotonic()
+            while not ended.wait(METRICS_EVERY_S):
+                show(progress.state)
+                if time.monotonic() - told >= PROGRESS_EVERY_S:
+                    told = time.monotonic()
+                    tell_progress()
+
+        def tell_progress() -> None:
+            state, workers = progress.state, None
+            with suppress(Exception):  # a scheduler that is gone is told of by whoever waits for a result
+                workers = len(client.nthreads())
+            events.tell("progress", phase=state.phase, done=state.done, total=state.total, running=tasks.running, workers=workers)  # fmt: skip
+
+        teller = threading.Thread(target=keep_telling, name="lumid-progress", daemon=True)
+        show(progress.state)
+        teller.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            teller.join(METRICS_EVERY_S)
+            for topic in topics:
+                with suppress(Exception):
+                    client.unsubscribe_topic(topic)
