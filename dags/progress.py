@@ -22,6 +22,7 @@ from rich.progress import (
 
 from lumid._version import __version__
 from lumid.catalog.layout import Layout, storage_errors
+from lumid.catalog.paths import AnyPath
 from lumid.dags.events import EventLog
 from lumid.dags.metrics import BuildState
 from lumid.dags.watch import TaskWatch
