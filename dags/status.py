@@ -291,23 +291,23 @@ class _Run:
 def _counts(layout: Layout, batches: Sequence[str], run: _Run) -> list[_Batch]:
     """What has become of the batches that have a part: by the log, and by the parts where it does not know of them."""
     try:
-        names = {entry.name.removesuffix(".parquet") for entry in os.scandir(layout.parts)}
+        there = {entry.name for entry in os.scandir(layout.parts)}
     except OSError:
         return []
     found = []
     for batch in batches:
-        if batch in names:
-            again = f"{batch}-1" in names  # series that were tried again take the place of what they were
+        if f"{batch}.parquet" in there:
+            again = f"{batch}-1.parquet" in there  # series that were tried again take the place of what they were
             known = None if again else run.batches.get(batch)
-            found.append(known or _read(layout, batch))
+            found.append(known or _read(layout, batch, there))
     return found
 
 
-def _read(layout: Layout, batch: str) -> _Batch:
+def _read(layout: Layout, batch: str, there: set[str]) -> _Batch:
     # seldom wanted, and what it brings along takes longer to import than all else here to run
     from lumid.pipeline.parts import choose, finished_parts, read_account, read_rejects
 
-    parts = choose([[files] for files in finished_parts(layout.parts, batch)])
+    parts = choose([[files] for files in finished_parts(layout.parts, batch, there)])
     accounts = [read_account(files) for files in parts]
     rejects: Counter[str] = Counter()
     for files in parts:
@@ -315,7 +315,7 @@ def _read(layout: Layout, batch: str) -> _Batch:
         for code, frames in zip(*(column.to_pylist() for column in table.columns), strict=True):
             rejects[code] += frames
     return _Batch(
-        max((files.rows.stat().st_mtime for files in parts), default=0.0),
+        0.0,  # before this run, as far as its rate is concerned
         sum(one.objects for one in accounts),
         sum(one.planned for one in accounts),
         sum(one.kept for one in accounts),

@@ -18,6 +18,7 @@ from rich.console import Console
 
 from lumid.catalog.errors import LumidError, StorageError, UsageError
 from lumid.catalog.layout import Layout, Manifest, storage_errors
+from lumid.catalog.paths import sizes
 from lumid.dags.build import build
 from lumid.dags.cli.build import log_to
 from lumid.dags.cluster import ClusterSettings
@@ -206,7 +207,8 @@ def test_status_of_a_build_that_runs_is_killed_and_goes_on(
 
 def whole_parts(out: Path) -> list[PartFiles]:
     batches = json.loads(Layout(out).state.read_text())["batch_ids"]
-    return [files for batch in batches for files in finished_parts(Layout(out).parts, batch)]
+    there = sizes(Layout(out).parts)
+    return [files for batch in batches for files in finished_parts(Layout(out).parts, batch, there)]
 
 
 class MadeUp:
