@@ -195,9 +195,10 @@ def test_status_of_a_build_that_runs_is_killed_and_goes_on(
     after = lines_of(log)
     assert after[: len(told)] == told
     assert after[-1]["event"] == "build_done"
-    assert [line["batches"] for line in after if line["event"] == "resumed"] == [len(parts)]
+    (resumed,) = [line["batches"] for line in after if line["event"] == "resumed"]
+    assert resumed >= len(parts)
     done = Counter(line["batch"] for line in after if line["event"] == "batch_done")
-    assert len(done) >= 25 - len(parts)
+    assert len(done) >= 25 - resumed
     finished = status(out)
     assert (finished.state, finished.planned, finished.advice) == ("finished", 241, None)
     assert finished.rate
@@ -286,7 +287,7 @@ def test_public_archives_cost_the_reader_nothing(tmp_path: Path) -> None:
     ]
     cost = cost_of(traffic)
     assert (cost.requests, cost.bytes_out, cost.paid_by_archives) == (0.0, 0.0, 90.405)
-    found = Status("running", "x", "ingest", 1, 2, 1, 2, 1, 1, 0, 60.0, requests=traffic, cost=cost)
+    found = Status("running", "x", "ingest", 1, 2, 1, 2, 1, 1, 0, 60.0, phase_total=2, requests=traffic, cost=cost)
     assert "free to you" in shown(found)
     assert "$90.4" in shown(found)
     assert "about 1 min left" in shown(found)
