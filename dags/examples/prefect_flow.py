@@ -11,6 +11,7 @@ words: what is finished is not made again.
 from __future__ import annotations
 
 import argparse
+import logging
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
@@ -34,6 +35,7 @@ from lumid.pipeline.recipe_files import load_recipe
 P = ParamSpec("P")
 T = TypeVar("T")
 CONSOLE = Console(stderr=True, highlight=False)
+logging.getLogger("distributed").setLevel(logging.CRITICAL)  # else Prefect shows every step of Dask's
 
 
 def quoting_nothing(work: Callable[P, T]) -> Callable[P, T]:
