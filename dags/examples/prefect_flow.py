@@ -1,4 +1,4 @@
-"""A data set built, verified, reported and, with a model, used to evaluate it, by Prefect 3.
+"""A data set built, verified, reported and, with models, used to evaluate them, by Prefect 3.
 
 pip install 'lumid[train,eval]' prefect
 python prefect_flow.py my-recipe.toml /data/my-data                          # once
@@ -93,18 +93,16 @@ def report_data_set(data: Path) -> Path:
 
 @task(retries=1, retry_delay_seconds=60, retry_condition_fn=worth_another_try)
 @quoting_nothing
-def evaluate_model(model: str, tasks: tuple[str, ...], data: Path, out: Path) -> None:
-    """Judge an encoder, beside itself untrained; features and predictions that are there are not made again."""
+def evaluate_models(models: tuple[str, ...], tasks: tuple[str, ...], data: Path, out: Path) -> None:
+    """Judge encoders; features and predictions that are there are not made again."""
     from torch import cuda
 
-    from lumid.model.evaluate.encoders import display_name
     from lumid.model.evaluate.jobs import jobs_of
 
-    untrained = f"random:{model}"
     device = "cuda" if cuda.is_available() else "cpu"
-    jobs = jobs_of([model, untrained], tasks, str(data), [], 3, {}, device=device)
+    jobs = jobs_of(models, tasks, str(data), [], 3, {}, device=device)
     here = ClusterSettings(workers=1)
-    done = run_evaluation(jobs, out, baseline=display_name(untrained), cluster=here, draws=1000, console=CONSOLE)
+    done = run_evaluation(jobs, out, baseline=None, cluster=here, draws=1000, console=CONSOLE)
     if done.failures:
         first = done.failures[0]
         raise LumidError(f"{first.model} · {first.task}: {first.why}")
@@ -112,7 +110,7 @@ def evaluate_model(model: str, tasks: tuple[str, ...], data: Path, out: Path) ->
 
 
 @flow(name="lumid")
-def data_set(recipe: str, out: Path, model: str | None = None, tasks: tuple[str, ...] = ("modality",)) -> None:
+def data_set(recipe: str, out: Path, models: tuple[str, ...] = (), tasks: tuple[str, ...] = ("modality",)) -> None:
     """Build → verify → report → evaluate."""
     keep_quiet()
     too_many_rejects = build_data_set(recipe, out)
@@ -120,8 +118,8 @@ def data_set(recipe: str, out: Path, model: str | None = None, tasks: tuple[str,
     report_data_set(out)
     if too_many_rejects:
         raise LumidError(f"{out}: more rejects than the recipe allows; see: lumid rejects {out} --by-code")
-    if model is not None:
-        evaluate_model(model, tasks, out, out.with_name(f"{out.name}-evaluation"))
+    if models:
+        evaluate_models(models, tasks, out, out.with_name(f"{out.name}-evaluation"))
 
 
 def main() -> None:
@@ -129,16 +127,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="lumid by Prefect: build, verify, report, evaluate.")
     parser.add_argument("recipe", help="a recipe")
     parser.add_argument("out", type=Path, help="folder of the data set")
-    parser.add_argument("--model", help="evaluate this: a run's folder, or what else `lumid evaluate` takes")
+    parser.add_argument("--model", action="append", help="evaluate this, as `lumid evaluate` does; can be repeated")
     parser.add_argument("--task", action="append", help="by this task; can be repeated")
     parser.add_argument("--cron", help="run it at these times")
     given = parser.parse_args()
-    words = {"recipe": given.recipe, "out": given.out.resolve(), "model": given.model}
+    words = {"recipe": given.recipe, "out": given.out.resolve(), "models": tuple(given.model or ())}
     words["tasks"] = tuple(given.task or ["modality"])
     if given.cron:
         data_set.serve(name=given.out.name, cron=given.cron, limit=1, parameters=words)
-    else:
+        return
+    try:
         data_set(**words)
+    except LumidError as error:
+        parser.exit(error.exit_code, f"error: {error}\n")
 
 
 if __name__ == "__main__":
