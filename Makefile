@@ -6,8 +6,14 @@ DEMO   ?= lumid-demo
 JOBS   ?= 2
 CORE   := $(VENV)/.installed-train
 DEV    := $(VENV)/.installed-test
+# what the images of the Dockerfile hold: a Python, a processor, and Debian's C library, 2.41
+IMAGE_PYTHON ?= 3.13
+IMAGE_ARCH   ?= x86_64
+IMAGE_TAGS    = $(foreach minor,$(shell seq 41 -1 17),manylinux_2_$(minor)) manylinux2014 manylinux2010 manylinux1
+EXTRAS_cpu   := kubernetes
+EXTRAS_gpu   := train,eval
 
-.PHONY: help demo test test-all lint format docs sheets bench clean
+.PHONY: help demo test test-all lint format docs sheets bench wheels wheels-gpu clean
 
 help: ## list what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 12
@@ -52,6 +58,19 @@ sheets: $(DEV) ## contact sheets of every real image at hand, to be looked at, i
 
 bench: $(DEV) ## run the benchmarks; each prints its ratios
 	@for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python $$file; done
+
+wheels: $(BIN)/python ## fetch what the CPU image is made of into wheels/cpu; the Dockerfile then needs no network
+	$(call fetch_wheels,cpu)
+
+wheels-gpu: $(BIN)/python ## the same for the GPU image, with PyTorch and CUDA, into wheels/gpu
+	$(call fetch_wheels,gpu)
+
+define fetch_wheels
+rm -rf wheels/$(1)
+$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir wheels/$(1) .
+$(BIN)/python -m pip download --quiet --dest wheels/$(1) --only-binary=:all: --python-version $(IMAGE_PYTHON) \
+	$(foreach tag,$(IMAGE_TAGS),--platform $(tag)_$(IMAGE_ARCH)) "$$(echo wheels/$(1)/lumid-*.whl)[$(EXTRAS_$(1))]"
+endef
 
 clean: ## remove the environment and what tools left
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import logging
+import secrets
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -27,6 +28,8 @@ WORKERS_ENVIRONMENT = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", 
 }
 """One thread a library, and no image written to a node's disk to make room."""
 DASHBOARD = "127.0.0.1:0"
+IDLE_S = 3600
+"""So long a cluster of pods outlives its build."""
 
 
 def security_of(settings: AnyCluster) -> Security | None:
@@ -106,16 +109,40 @@ def slurm_options(settings: SlurmSettings, threads: int) -> dict[str, Any]:
 
 
 def _kubernetes(settings: KubernetesSettings, threads: int) -> Any:
+    package = _package("dask_kubernetes.operator", "kubernetes")
+    spec = kubernetes_spec(settings, threads)
+    return package.KubeCluster(namespace=settings.namespace, custom_cluster_spec=spec, quiet=True)
+
+
+def kubernetes_spec(settings: KubernetesSettings, threads: int) -> dict[str, Any]:
+    """The DaskCluster resource: workers of one core, with the settings' claims mounted.
+
+    Its name is its own, so that of two builds neither joins, nor ends, the other's; one that a killed build left behind
+    ends by itself.
+    """
     limits = {"cpu": "1", "memory": f"{settings.memory_gb:g}G"}
-    return _package("dask_kubernetes.operator", "kubernetes").KubeCluster(
-        name="lumid",
+    spec: dict[str, Any] = _package("dask_kubernetes.operator", "kubernetes").make_cluster_spec(
+        name=f"lumid-{secrets.token_hex(4)}",
         image=settings.image,
-        namespace=settings.namespace,
         n_workers=settings.workers,
         resources={"requests": limits, "limits": limits},
         env=WORKERS_ENVIRONMENT,
         worker_command=["dask", "worker", "--nthreads", str(threads)],
+        idle_timeout=IDLE_S,
     )
+    scheduler, worker = (spec["spec"][part]["spec"] for part in ("scheduler", "worker"))
+    for container in (*scheduler["containers"], *worker["containers"]):
+        container["command"] = [container["args"].pop(0)]  # in place of the image's own, which is lumid
+    claims = list(settings.volumes.items())
+    worker["volumes"] = [
+        {"name": f"volume-{number}", "persistentVolumeClaim": {"claimName": claim}}
+        for number, (_, claim) in enumerate(claims)
+    ]
+    for container in worker["containers"]:
+        container["volumeMounts"] = [
+            {"name": f"volume-{number}", "mountPath": path} for number, (path, _) in enumerate(claims)
+        ]
+    return spec
 
 
 def _package(module: str, extra: str) -> ModuleType:

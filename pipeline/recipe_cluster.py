@@ -101,13 +101,17 @@ class SlurmSettings(_Secured):
 
 
 class KubernetesSettings(_Awaited):
-    """Pods of dask-kubernetes' operator, each a worker of one core with ``memory_gb``, of an image that holds lumid."""
+    """Pods of dask-kubernetes' operator, each a worker of one core with ``memory_gb``, of an image that holds lumid.
+
+    ``volumes``: which PersistentVolumeClaim a worker has under which path; the build needs them under the same ones.
+    """
 
     kind: Literal["kubernetes"] = "kubernetes"
     image: str
     workers: Count
     memory_gb: Gigabytes = 4.0
     namespace: str = "default"
+    volumes: dict[str, str] = Field(default_factory=dict)
 
 
 AnyCluster = LocalSettings | SchedulerSettings | SshSettings | SlurmSettings | KubernetesSettings

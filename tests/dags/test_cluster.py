@@ -17,7 +17,7 @@ from distributed import LocalCluster
 
 from lumid.catalog.errors import LumidError, RecipeError
 from lumid.dags.cluster import ClusterSettings, open_cluster
-from lumid.dags.remote import security_of, slurm, start_remote
+from lumid.dags.remote import kubernetes_spec, security_of, slurm, start_remote
 from lumid.pipeline.recipe_cluster import (
     AnyCluster,
     KubernetesSettings,
@@ -47,8 +47,8 @@ def _recipe(cluster: str) -> str:
             SshSettings(hosts=("a", "b"), interface="eth1"),
         ),
         (
-            '[cluster]\nkind = "kubernetes"\nimage = "r/lumid"\nworkers = 9',
-            KubernetesSettings(image="r/lumid", workers=9),
+            '[cluster]\nkind = "kubernetes"\nimage = "r/lumid"\nworkers = 9\nvolumes = { "/data" = "claim" }',
+            KubernetesSettings(image="r/lumid", workers=9, volumes={"/data": "claim"}),
         ),
         (
             '[cluster]\nkind = "slurm"\njobs = 2\ncores = 8\nmemory_gb = 30\ninterface = "ib0"',
@@ -134,6 +134,27 @@ def test_the_script_that_slurm_gets(monkeypatch: pytest.MonkeyPatch) -> None:
         "--local-directory /scratch",
     )  # fmt: skip
     assert [words for words in wanted if words not in script] == []
+
+
+def test_the_pods_that_kubernetes_is_asked_for() -> None:
+    pytest.importorskip("dask_kubernetes.operator")
+    settings = KubernetesSettings(
+        image="r/lumid:1", workers=9, memory_gb=6, volumes={"/data": "claim", "/raw": "other"}
+    )
+    first, second = (kubernetes_spec(settings, threads=2) for _ in range(2))
+    assert first["metadata"]["name"] != second["metadata"]["name"], "two builds, two clusters"
+    assert first["spec"]["idleTimeout"] > 0
+    (scheduler,) = first["spec"]["scheduler"]["spec"]["containers"]
+    (worker,) = first["spec"]["worker"]["spec"]["containers"]
+    assert scheduler["command"] == ["dask-scheduler"], "and not what the image would run: lumid"
+    assert worker["command"] == ["dask"]
+    assert worker["args"][:3] == ["worker", "--nthreads", "2"]
+    assert first["spec"]["worker"]["replicas"] == 9
+    assert worker["resources"]["limits"] == {"cpu": "1", "memory": "6G"}
+    claims = {
+        one["name"]: one["persistentVolumeClaim"]["claimName"] for one in first["spec"]["worker"]["spec"]["volumes"]
+    }
+    assert {one["mountPath"]: claims[one["name"]] for one in worker["volumeMounts"]} == settings.volumes
 
 
 @contextmanager
