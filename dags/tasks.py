@@ -49,6 +49,10 @@ class Watch(Protocol):
 
     topic: str
 
+    def given(self, name: str) -> None:
+        """A task is handed to the cluster."""
+        ...
+
     def ended(self, name: str, told: Told) -> None:
         """A task's result is here."""
         ...
@@ -80,6 +84,8 @@ def run_tasks(
             _told, topic, name, function, *arguments, key=f"{name}-{time.monotonic_ns()}", pure=False
         )
         names[str(future.key)] = name
+        if watch:
+            watch.given(name)
         running.add(future)
         return True
 

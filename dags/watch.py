@@ -33,6 +33,7 @@ class TaskWatch:
         self._events = events
         self._lock = threading.Lock()
         self._attempts: Counter[str] = Counter()
+        self._given: set[str] = set()
         self._running: dict[str, str] = {}
         self._workers: dict[str, str] = {}
 
@@ -40,6 +41,11 @@ class TaskWatch:
     def running(self) -> int:
         """How many tasks workers are busy with."""
         return len(self._running)
+
+    def given(self, name: str) -> None:
+        """A task is handed to the cluster."""
+        with self._lock:
+            self._given.add(name)
 
     def heard(self, event: tuple[float, Any]) -> None:
         """A worker begins with a task."""
@@ -58,13 +64,16 @@ class TaskWatch:
             self._events.tell("worker_joined", worker=said.get("worker"))
         elif action == "remove-worker" and not said.get("expected"):
             tasks = [str(key).rpartition("-")[0] for key in said.get("processing-tasks", ())]
-            with self._lock:
-                lost = [name for name in tasks if self._running.pop(name, None) is not None]
+            with self._lock:  # a worker that dies at once may not have said what it had begun with
+                lost = [name for name in tasks if name in self._given]  # others' tasks have names of their own
+                for name in lost:
+                    self._running.pop(name, None)
             self._events.tell("worker_lost", worker=said.get("worker"), tasks=lost)
 
     def ended(self, name: str, told: Told) -> None:
         """A task's result is here."""
         with self._lock:
+            self._given.discard(name)
             self._running.pop(name, None)
             self._workers[name] = told.worker
         self._events.tell("task_done", task=name, worker=told.worker, seconds=told.seconds, requests=told.traffic)
