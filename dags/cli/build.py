@@ -53,6 +53,13 @@ def build(
         str | None,
         typer.Option(help="Build what this lock (a file or its URL) pins, from `lumid plan RECIPE --out LOCK`."),
     ] = None,
+    base: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DATASET",
+            help="A finished data set (a folder or its URL): series that are the same are taken from it, and only the others are built.",
+        ),
+    ] = None,
     sample: Annotated[
         str | None, typer.Option(metavar="SHARE", help="Whole patients, this share of them: 0.1% or 0.001.")
     ] = None,
@@ -87,6 +94,8 @@ def build(
 
         lumid build lumid --lock plan.lock.parquet --cache /data/raw --offline --out again
 
+        lumid build larger.toml --base /data/mine --out /data/larger
+
         lumid build lumid.toml --scheduler tcp://10.0.0.1:8786 --out s3://bucket/lumid
     """
     from lumid.catalog.paths import data_path
@@ -102,7 +111,8 @@ def build(
     target = data_path(out or chosen.name)
     console = Console(stderr=True, highlight=False)
     result = run(
-        chosen, target, ClusterSettings(scheduler, workers, where=chosen.cluster), BuildProgress(console), pinned
+        chosen, target, ClusterSettings(scheduler, workers, where=chosen.cluster), BuildProgress(console), pinned,
+        base=None if base is None else data_path(base),
     )
     manifest = result.manifest
     if as_json:
@@ -180,6 +190,8 @@ def _print_summary(manifest: Manifest, out: AnyPath, *, already: bool) -> None:
     console.print(f"  shards    {len(manifest.shards):,} files, {megabytes:,.1f} MB")
     if not already:
         facts = manifest.build
+        if "base_series" in facts:
+            console.print(f"  from base {facts['base_series']:,} of {facts['series']:,} series")
         console.print(
             f"  took      {facts['seconds']:,.1f} s: {facts['slices_per_second']:,} slices/s, {facts['mb_per_second']:,} MB/s with {facts['workers']} workers"
         )
