@@ -10,6 +10,7 @@ import pyarrow.compute as pc
 
 from lumid.catalog.layout import Layout, Manifest
 from lumid.catalog.lock import load_lock
+from lumid.catalog.paths import AnyPath, read_parquet
 from lumid.dags.base import Base, Origins, open_finished
 from lumid.dags.progress import BuildProgress
 from lumid.pipeline.pack import ELSEWHERE, SAME_PIXELS

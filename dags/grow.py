@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from lumid import __version__
-from lumid.catalog.errors import DatasetError, UsageError
+from lumid.catalog.errors import UsageError
 from lumid.catalog.layout import Layout
 from lumid.catalog.paths import AnyPath, sizes
 from lumid.catalog.query import ask, connect
@@ -223,7 +223,12 @@ def check_growth(layout: Layout[AnyPath], root: AnyPath | None, recipe: Recipe) 
 
 
 def take(
-    layout: Layout[AnyPath], base: Finished | None, recipe: Recipe, lock: pa.Table, listed: Listed, progress: BuildProgress
+    layout: Layout[AnyPath],
+    base: Finished | None,
+    recipe: Recipe,
+    lock: pa.Table,
+    listed: Listed,
+    progress: BuildProgress,
 ) -> frozenset[int]:
     """The rows of ``lock`` that need not be built; they are laid out as parts when this returns.
 

@@ -111,7 +111,11 @@ def build(
     target = data_path(out or chosen.name)
     console = Console(stderr=True, highlight=False)
     result = run(
-        chosen, target, ClusterSettings(scheduler, workers, where=chosen.cluster), BuildProgress(console), pinned,
+        chosen,
+        target,
+        ClusterSettings(scheduler, workers, where=chosen.cluster),
+        BuildProgress(console),
+        pinned,
         base=None if base is None else data_path(base),
     )
     manifest = result.manifest
