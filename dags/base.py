@@ -74,7 +74,8 @@ class Finished:
 
 def open_finished(root: AnyPath) -> Finished:
     """A data set with its lock and rejects; raises :class:`DatasetError` when it is not finished, or they cannot be read."""
-    layout, manifest = Layout[AnyPath](root), read_manifest(root)
+    layout: Layout[AnyPath] = Layout(root)
+    manifest = read_manifest(root)
     names = [name for name in sorted(sizes(layout.rejects)) if name.endswith(".parquet")]
     try:
         rejects = pa.concat_tables([read_parquet(layout.rejects / name).cast(REJECTS) for name in names])
