@@ -419,10 +419,10 @@ def test_killed_at_any_time_a_growth_goes_on(recipe: Path, study: Path, tmp_path
         os.utime(path, (LONG_AGO, LONG_AGO))
     assert lumid("build", recipe, "--out", tmp_path / "base", "--workers", "1").returncode == 0
     command = ("build", larger, "--out", tmp_path / "grown", "--base", tmp_path / "base", "--workers", "1")
-    for half_seconds in range(4, 240):
+    for attempt in range(20):
         process = start(*command)
         try:
-            process.wait(timeout=half_seconds / 2)
+            process.wait(timeout=2 * 1.5**attempt)
             break
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
