@@ -215,7 +215,7 @@ def check_growth(layout: Layout[AnyPath], root: AnyPath | None, recipe: Recipe) 
     """
     if root is None or growing_base(layout).is_laid():
         return None
-    if sizes(layout.parts):
+    if any(name.endswith(".parquet") for name in sizes(layout.parts)):
         raise UsageError(
             f"{layout.root}: holds an unfinished build that began without --base; go on without it, or choose another --out"
         )
