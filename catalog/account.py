@@ -67,7 +67,7 @@ class Books:
 def load_manifest(root: AnyPath) -> Manifest | Finding:
     """The manifest, or what is wrong with it.
 
-    Raises :class:`DatasetError` when there is none, or one of a newer format: then there is nothing to verify.
+    Raises :class:`DatasetError` when there is none, or one of another format: then there is nothing to verify.
     """
     try:
         manifest = read_manifest(root)

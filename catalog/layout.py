@@ -148,10 +148,11 @@ class Manifest:
         return json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n"
 
 
-def read_manifest(root: AnyPath) -> Manifest:
+def read_manifest(root: AnyPath, *, oldest: int = FORMAT_VERSION) -> Manifest:
     """The manifest of a finished data set.
 
-    Raises :class:`DatasetError` when the folder holds none, an unfinished one, or one of a newer format.
+    Raises :class:`DatasetError` when the folder holds none, an unfinished one, or one of a newer format or of one before
+    ``oldest``.
     """
     layout = Layout(root)
     if not layout.manifest.is_file():
@@ -159,20 +160,31 @@ def read_manifest(root: AnyPath) -> Manifest:
             raise DatasetError(
                 f"{root}: the build of this data set has not finished; run the same `lumid build` again to go on"
             )
+        if (root / ".migrate" / "ready").is_file():
+            raise DatasetError(f"{root}: its migration was interrupted; go on with it: lumid migrate {root}")
         raise DatasetError(f"{root}: not a data set (no dataset.json); make one with `lumid build` or `lumid demo`")
-    return parse_manifest(layout.manifest.read_bytes(), root)
+    return parse_manifest(layout.manifest.read_bytes(), root, oldest=oldest)
 
 
-def parse_manifest(data: bytes, root: AnyPath | str) -> Manifest:
+def parse_manifest(data: bytes, root: AnyPath | str, *, oldest: int = FORMAT_VERSION) -> Manifest:
     """The manifest in the bytes of ``dataset.json``; ``root`` says in errors where it is.
 
-    Raises :class:`DatasetError` when it is damaged, or of a newer format.
+    Raises :class:`DatasetError` when it is damaged, or of a newer format, or of one before ``oldest``: its columns and
+    what its pixels mean are not those that readers go by.
     """
     try:
         raw = json.loads(data)
-        if raw["format_version"] > FORMAT_VERSION:
+        version = raw["format_version"]
+        if version < 1:
+            raise ValueError("no format")
+        if version > FORMAT_VERSION:
             raise DatasetError(
-                f"{root}: written in format {raw['format_version']}, this lumid reads up to {FORMAT_VERSION}: update lumid"
+                f"{root}: written in format {version}, this lumid reads up to {FORMAT_VERSION}: update lumid"
+            )
+        if version < oldest:
+            raise DatasetError(
+                f"{root}: written in format {version}, this lumid reads format {FORMAT_VERSION}; run: "
+                f"lumid migrate {root if isinstance(root, Path) else 'FOLDER, on a copy of it in a folder'}"
             )
         shards = tuple(Shard(**item) for item in raw.pop("shards"))
         return Manifest(**(raw | {"counts": Counts(**raw["counts"])}), shards=shards)

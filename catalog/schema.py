@@ -177,16 +177,18 @@ class CatalogRow:
     foreground_fraction: Annotated[float, Column("share of pixels that are not background")]
     sharpness: Annotated[float, Column("variance of the Laplacian over the variance of the image")]
     noise: Annotated[
-        float,
+        float | None,
         Column(
-            "standard deviation of the noise of the stored image, robustly from its diagonal differences",
+            "standard deviation of the noise of the stored image, robustly from its diagonal differences; null where an "
+            "earlier format did not record it",
             "intensity_unit",
         ),
     ]
     clipped_fraction: Annotated[
-        float,
+        float | None,
         Column(
-            "share of pixels, before resizing, at the brightest value of the scale: what was brighter was clipped to it"
+            "share of pixels, before resizing, at the brightest value of the scale: what was brighter was clipped to it; null "
+            "where an earlier format did not record it"
         ),
     ]
     duplicate_of: Annotated[

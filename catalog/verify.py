@@ -34,12 +34,11 @@ from lumid.catalog.account import (
     read_books,
     read_catalog_files,
 )
-from lumid.catalog.errors import DatasetError
 from lumid.catalog.examine import EXAMINED, Examined, examine_shard
 from lumid.catalog.findings import Checked, DamagedShard, Finding, Verification
 from lumid.catalog.layout import Layout, Manifest, Shard
 from lumid.catalog.paths import AnyPath, StorePath, download, link_or_copy, sizes
-from lumid.catalog.schema import CATALOG, FORMAT_VERSION
+from lumid.catalog.schema import CATALOG
 
 __all__ = ["Checked", "DamagedShard", "Finding", "Verification", "verify"]
 
@@ -67,11 +66,6 @@ def verify(
     manifest = load_manifest(root)
     if isinstance(manifest, Finding):
         return Verification(deep, (manifest,), (), Checked(), time.monotonic() - started)
-    if manifest.format_version < FORMAT_VERSION:
-        raise DatasetError(
-            f"{root}: written in format {manifest.format_version} by lumid {manifest.lumid_version}; this lumid verifies "
-            f"format {FORMAT_VERSION}: build it again, or verify it with that version"
-        )
     with _at_hand(root) as (layout, names):
         return _verify(layout, names, root, manifest, started, deep=deep, workers=workers, progress=progress)
 

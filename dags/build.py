@@ -19,7 +19,8 @@ from lumid.catalog.errors import DatasetError, LumidError, UsageError
 from lumid.catalog.layout import Layout, Manifest, read_manifest, storage_errors, write_text
 from lumid.catalog.paths import AnyPath, StorePath, remove_below, sizes
 from lumid.catalog.report import render_report
-from lumid.dags.again import Again, base_parts, lay_base, read_again
+from lumid.dags.again import Again, lay_own_base, own_base, read_again
+from lumid.dags.base import Finished
 from lumid.dags.begin import (
     archives_answer,
     check_fetching,
@@ -29,9 +30,10 @@ from lumid.dags.begin import (
 )
 from lumid.dags.claim import Claim, claimed, nothing_unpacked_left, remove_work
 from lumid.dags.cluster import ClusterSettings, open_cluster
+from lumid.dags.grow import check_growth, growing_base, take
 from lumid.dags.ingesting import built_parts, ingest_batches
 from lumid.dags.packing import Packed, pack
-from lumid.dags.planning import pinned_before, plan_again, plan_build
+from lumid.dags.planning import pin_series, pinned_before, plan_again, plan_build
 from lumid.dags.progress import BuildProgress
 from lumid.dags.status import requests_of
 from lumid.dags.watch import watching
@@ -58,18 +60,21 @@ class BuildResult:
 
 
 def build(
-    recipe: Recipe, out: AnyPath, cluster: ClusterSettings, progress: BuildProgress, lock: pa.Table | None = None
-) -> BuildResult:
+    recipe: Recipe, out: AnyPath, cluster: ClusterSettings, progress: BuildProgress, lock: pa.Table | None = None,
+    base: AnyPath | None = None,
+) -> BuildResult:  # fmt: skip
     """Build a data set into ``out``, or go on with one that was interrupted, or say that it is finished.
 
     Of a finished one, and of the finished batches of one that was interrupted, only those series are built again that
     an archive did not give whole.
 
-    ``out``: a folder, or a prefix of an object store that the cluster's workers can write to. ``lock``: what to build, pinned by a plan of the same recipe. Raises :class:`LumidError` with one line for everything
-    the user can mend.
+    ``out``: a folder, or a prefix of an object store that the cluster's workers can write to. ``lock``: what to build,
+    pinned by a plan of the same recipe. ``base``: a finished data set whose series that are the same are taken from it;
+    the result is that of a build of all. Raises :class:`LumidError` with one line for everything the user can mend.
     """
     with _layout(out) as layout, storage_errors(out), nothing_unpacked_left(layout):
         finished, again = _look(layout, recipe)
+        grown = check_growth(layout, base, recipe) if finished is None and again is None else None
         sources = _open_sources(recipe, layout, needed=finished is None or again is not None)
         listings = {number: source.objects() for number, source in sources.items()}
         if finished is None:
@@ -97,37 +102,42 @@ def build(
                 open_cluster(cluster, layout.local / "scratch", progress.waiting) as client,
                 watching(client, progress, recipe.name),
             ):
-                return _build(client, recipe, layout, claim, progress, lock, sources, listings, finished, again)
+                return _build(client, recipe, layout, claim, progress, lock, sources, listings, finished, again, grown)
 
 
 def _build(
     client: Client, recipe: Recipe, layout: Layout[AnyPath], claim: Claim, progress: BuildProgress, lock: pa.Table | None,
     sources: dict[int, ListedSource], listings: dict[int, Listing], finished: Manifest | None, again: Again | None,
+    grown: Finished | None,
 ) -> BuildResult:  # fmt: skip
     """All stages, on a cluster, with the folder claimed."""
     started = time.monotonic()
     forget_accounts()
     if again is None:
-        plan = plan_build(client, recipe, sources, listings, lock, layout, progress)
+        pinned = pin_series(client, recipe, sources, listings, lock, layout, progress)
+        taken = take(layout, grown, recipe, pinned.lock, pinned.listed, progress)
+        plan = plan_build(recipe, pinned, layout, taken)
     else:
         plan = plan_again(client, recipe, sources, listings, again.lock, again.rows, layout, progress)
     spent = ingest_batches(client, recipe, plan, layout, progress)
     generations = built_parts(plan, layout)
     if again is None:
-        parts = choose(generations)
+        parts = choose([growing_base(layout).parts(), *generations])
     else:
         if finished is not None:
             if not _anything_new(generations, again):
                 remove_work(layout)
                 return BuildResult(finished, already_finished=True)
-            lay_base(layout, finished, progress)
+            lay_own_base(layout, progress)
             if isinstance(layout.manifest, StorePath):  # what it names is written over from here on
                 layout.manifest.unlink()
-        parts = choose([base_parts(layout), *generations], again.redone)
+        parts = choose([own_base(layout).parts(), *generations], again.redone)
     claim.check()
     packed = pack(client, recipe, plan.lock, layout, progress, parts)
     seconds, workers = time.monotonic() - started, len(client.nthreads())
     facts = _build_facts(packed.manifest, listings, parts, spent, seconds, workers)
+    if again is None and taken:
+        facts |= {"base_series": len(taken), "series": plan.lock.num_rows}
     asked = {"requests": [asdict(one) for one in requests_of(layout)]}
     manifest = replace(packed.manifest, build=facts | asked)
     claim.check()

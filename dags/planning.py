@@ -28,6 +28,14 @@ SCAN_CHUNK = 1000
 
 
 @dataclass(frozen=True, slots=True)
+class Pinned:
+    """What a data set is made from: the lock, and the series of folders as they were found, by number of the source."""
+
+    lock: pa.Table = field(repr=False)
+    listed: dict[int, list[Series]] = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
     """What is to be built: batches in order, and the lock that pins them; they need not be all that it pins."""
 
@@ -35,7 +43,7 @@ class Plan:
     lock: pa.Table = field(repr=False)
 
 
-def plan_build(
+def pin_series(
     client: Client,
     recipe: Recipe,
     sources: dict[int, ListedSource],
@@ -43,11 +51,11 @@ def plan_build(
     pinned: pa.Table | None,
     layout: Layout[AnyPath],
     progress: BuildProgress,
-) -> Plan:
-    """What archives hold is pinned, by the lock given or now; every header of a folder is read; both make the batches.
+) -> Pinned:
+    """What archives hold is pinned, by the lock given or now; every header of a folder is read.
 
     What an earlier run of the same build has pinned in ``work/lock.parquet`` stays pinned. Raises
-    :class:`LumidError` when a folder is not what the lock says, or not what an unfinished build here began with.
+    :class:`LumidError` when a folder is not what the lock says.
     """
     if pinned is None:
         pinned = pinned_before(layout) or pin(recipe)
@@ -61,8 +69,16 @@ def plan_build(
             locks.append(_checked(lock_table(series[number], number), pinned, number))
         else:
             locks.append(pinned.filter(pc.equal(pinned["recipe_source"], number)))
-    lock = pa.concat_tables(locks)
-    plan = Plan(_batches(recipe, lock, series), lock)
+    return Pinned(pa.concat_tables(locks), series)
+
+
+def plan_build(recipe: Recipe, pinned: Pinned, layout: Layout[AnyPath], taken: frozenset[int] = frozenset()) -> Plan:
+    """The batches of all series but those that are ``taken`` from a base, as rows of the lock.
+
+    Raises :class:`LumidError` when this is not what an unfinished build here began with.
+    """
+    rest = frozenset(range(pinned.lock.num_rows)) - taken if taken else None
+    plan = Plan(_batches(recipe, pinned.lock, pinned.listed, rest), pinned.lock)
     _check_unfinished(layout, {batch.id for batch in plan.batches})
     _begin(layout, plan)
     return plan

@@ -107,6 +107,10 @@ class BuildProgress:
         """So many more headers have been read."""
         self._advance(objects, "objects")
 
+    def taken(self, series: int, built: int) -> None:
+        """So many series come from a finished data set, and so many are to be built."""
+        self._console.print(f"from the base: {series:,} series; to be built: {built:,}")
+
     def begin_ingest(
         self, objects: int, done: int, batches_done: int, batches: int, rejected: int, missing: int
     ) -> None:

@@ -19,7 +19,7 @@ from lumid.catalog.layout import Layout, Manifest, Shard, atomic_file, read_mani
 from lumid.catalog.lock import load_lock
 from lumid.catalog.paths import AnyPath, read_span
 from lumid.catalog.shards import END_OF_TAR, image_offset
-from lumid.dags.again import Origins, shard_rows
+from lumid.dags.base import Origins, shard_rows
 from lumid.dags.begin import (
     archives_answer,
     check_fetching,

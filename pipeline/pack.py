@@ -17,8 +17,9 @@ from lumid.catalog.layout import Shard, atomic_file, write_table
 from lumid.catalog.paths import AnyPath, StorePath, over, read_parquet, read_span
 from lumid.catalog.schema import CATALOG, REJECTS, RejectRow, to_table
 from lumid.catalog.shards import END_OF_TAR, image_offset
-from lumid.pipeline.parts import LOCK_ROW, PartFiles, read_account, read_rejects
+from lumid.pipeline.parts import LOCK_ROW, PartFiles, read_account, read_accounts, read_rejects
 from lumid.pipeline.reject import Reject
+from lumid.pipeline.unknown import unknown_metadata
 
 ELSEWHERE = Reject("select", "duplicate_instance", "in another series or source")
 """Why a sample is left out whose key another series' sample has."""
@@ -258,7 +259,7 @@ def write_rejects(path: AnyPath, parts: Sequence[PartFiles], more: list[RejectRo
     tables = [*over(parts, read_rejects, remote=_in_store(parts)), to_table(more, REJECTS)]
     order = ("collection", "source_id", "frame", "source", "series", "stage", "code", "message")
     table = pa.concat_tables(tables).sort_by([(name, "ascending") for name in order])
-    write_table(path, table)
+    write_table(path, table.replace_schema_metadata(unknown_metadata(read_accounts(parts))))
     return table
 
 

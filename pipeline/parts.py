@@ -249,7 +249,10 @@ def choose(generations: Sequence[Sequence[PartFiles]], redone: frozenset[int] = 
             score = (frames + (0.5 if number == 0 and row in redone else 0.0), number)
             best[row] = min(best.get(row, score), score)
     return [
-        replace(files, without=frozenset(one.lock_row for one in account.series if best[one.lock_row][1] != number))
+        replace(
+            files,
+            without=files.without | {one.lock_row for one in account.series if best[one.lock_row][1] != number},
+        )
         for number, (parts, generation) in enumerate(zip(generations, accounts, strict=True))
         for files, account in zip(parts, generation, strict=True)
     ]

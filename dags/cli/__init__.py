@@ -37,6 +37,7 @@ def main() -> None:
         evaluate,
         explore,
         look,
+        migrate,
         pick,
         pictures,
         plan,

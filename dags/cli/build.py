@@ -58,6 +58,13 @@ def build(
         str | None,
         typer.Option(help="Build what this lock (a file or its URL) pins, from `lumid plan RECIPE --out LOCK`."),
     ] = None,
+    base: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DATASET",
+            help="A finished data set (a folder or its URL): series that are the same are taken from it, and only the others are built.",
+        ),
+    ] = None,
     sample: Annotated[
         str | None, typer.Option(metavar="SHARE", help="Whole patients, this share of them: 0.1% or 0.001.")
     ] = None,
@@ -96,6 +103,8 @@ def build(
 
         lumid build lumid --lock plan.lock.parquet --cache /data/raw --offline --out again
 
+        lumid build larger.toml --base /data/mine --out /data/larger
+
         lumid build lumid.toml --scheduler tcp://10.0.0.1:8786 --out s3://bucket/lumid
 
         lumid build lumid.toml --out /data/lumid --log /var/log/lumid.jsonl
@@ -115,8 +124,9 @@ def build(
     console = Console(stderr=True, highlight=False, quiet=log == "-")
     events = EventLog()
     with log_to(events, log, target), events.told_how_it_ends():
+        old = None if base is None else data_path(base)
         where = ClusterSettings(scheduler, workers, where=chosen.cluster)
-        result = run(chosen, target, where, BuildProgress(console, events), pinned)
+        result = run(chosen, target, where, BuildProgress(console, events), pinned, base=old)
         manifest = result.manifest
         events.tell(
             "already_finished" if result.already_finished else "build_done",
@@ -207,6 +217,8 @@ def _print_summary(manifest: Manifest, out: AnyPath, *, already: bool) -> None:
     console.print(f"  shards    {len(manifest.shards):,} files, {megabytes:,.1f} MB")
     if not already:
         facts = manifest.build
+        if "base_series" in facts:
+            console.print(f"  from base {facts['base_series']:,} of {facts['series']:,} series")
         console.print(
             f"  took      {facts['seconds']:,.1f} s: {facts['slices_per_second']:,} slices/s, {facts['mb_per_second']:,} MB/s with {facts['workers']} workers"
         )

@@ -55,6 +55,12 @@ def plan(
             show_default=False,
         ),
     ] = None,
+    base: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DATASET", help="Say what of it is in this finished data set already, for `lumid build --base`."
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Say what a build will read: patients, slices, GB, licences, and what differs from the paper.
@@ -69,6 +75,8 @@ def plan(
 
         lumid plan lumid --collection lidc_idri --collection qin_lung_ct --sample 10%
 
+        lumid plan lumid --base /data/lumid-v24
+
         lumid plan my-recipe.toml --json
     """
     from lumid.catalog.paths import data_path
@@ -81,11 +89,22 @@ def plan(
     made = make(chosen)
     if out is not None:
         write_lock(data_path(out), made.lock, chosen)
+    growth = None
+    if base is not None:
+        from lumid.dags.grow import plan_growth
+
+        growth = plan_growth(data_path(base), chosen, made.lock)
     if as_json:
         lock = None if out is None else {"path": str(out), "series": made.lock.num_rows, "hash": lock_hash(made.lock)}
-        typer.echo(json.dumps(_plan_values(made) | {"lock": lock}, ensure_ascii=False))
+        typer.echo(
+            json.dumps(_plan_values(made) | {"lock": lock, "base": growth and asdict(growth)}, ensure_ascii=False)
+        )
         return
     _print_plan(made)
+    if growth is not None:
+        typer.echo(
+            f"from {printable(growth.base)}: {growth.taken:,} series; to fetch: {growth.fetched:,} series, {_size(growth.gb_fetched)} GB"
+        )
     if out is not None:
         typer.echo(f"{out}: {made.lock.num_rows:,} series pinned", err=True)
 

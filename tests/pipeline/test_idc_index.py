@@ -49,6 +49,15 @@ def test_version_20_was_smaller_and_has_a_series_that_is_gone_today() -> None:
     assert pc.count_distinct(grew["patient_id"]).as_py() == 27
 
 
+def test_what_lumid_grew_by_from_version_24_to_25() -> None:
+    """What a build with the older version as its base has to fetch: docs/building.md."""
+    before, after = (candidates(IdcSettings(), version, index_folder()) for version in (24, 25))
+    new = after.filter(pc.invert(pc.is_in(after["uuid"], value_set=before["uuid"].combine_chunks())))
+    assert (after.num_rows - new.num_rows, new.num_rows) == (34_903, 1_961)
+    if after["objects"].null_count == 0:
+        assert (pc.sum(new["bytes"]).as_py() // 10**9, pc.sum(after["bytes"]).as_py() // 10**9) == (144, 1_923)
+
+
 def test_the_papers_counts_of_the_growing_collections_are_those_of_version_16() -> None:
     names = ("cmb_lca", "cmb_crc", "cmb_pca")
     found = candidates(IdcSettings(collections=names), 16, index_folder())
