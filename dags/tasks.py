@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import CancelledError
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,6 +71,10 @@ def run_tasks(
                         "a task keeps killing its worker: is there enough memory for each? try fewer --workers"
                     ) from None
                 result = on_killed(name)
+            except CancelledError:  # nobody here cancels: its scheduler is gone
+                raise LumidError(
+                    "the Dask scheduler is gone; what is finished is kept: run the same command again to go on"
+                ) from None
             future.release()
             if isinstance(result, Failure):
                 raise LumidError(result.message)

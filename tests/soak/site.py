@@ -166,12 +166,24 @@ class Site:
     folder: Path
     archive: FakeIdc
     weather: Weather
-    references: dict[str, Path] = field(default_factory=dict)
+    _undisturbed: dict[str, Path] = field(default_factory=dict)
 
     @property
     def study(self) -> Path:
         """The folder that the builds of kind ``folder`` read."""
         return self.folder / "study"
+
+    def reference(self, kind: str) -> Path:
+        """The undisturbed data set of a kind, built when it is first asked for."""
+        if kind not in self._undisturbed:
+            out = self.folder / "undisturbed" / kind
+            calm, self.weather.stormy = self.weather.stormy, False
+            running = self.start(kind, out, "--workers", "2")
+            running.ended_politely(running.wait(), {0})
+            promise(verify(out, deep=True).sound, "the undisturbed data set is damaged")
+            self.weather.stormy = calm
+            self._undisturbed[kind] = out
+        return self._undisturbed[kind]
 
     def start(self, kind: str, out: Path, *more: str) -> Running:
         """Begin a build of a kind, or go on with it."""
@@ -196,13 +208,13 @@ class Site:
         running = self.start(kind, out, *(more or ("--workers", "2")))
         running.ended_politely(running.wait(), {0})
         promise(verify(out, deep=True).sound, "lumid verify --deep finds damage")
-        promise(content(out) == content(self.references[kind]), "other bytes than those of the undisturbed build")
+        promise(content(out) == content(self.reference(kind)), "other bytes than those of the undisturbed build")
         promise(not list(out.glob(".*")), "something of the build is left in the data set")
 
 
 @contextmanager
 def site(folder: Path, seed: int, longest_s: float) -> Iterator[Site]:
-    """Sources, an archive on 127.0.0.1, recipes, and an undisturbed data set of each kind."""
+    """Sources, an archive on 127.0.0.1, and recipes."""
     rng = np.random.default_rng(seed)
     contents = {
         f"{series:04x}": {f"{number:02x}.dcm": _slice(rng, series, number) for number in range(5)}
@@ -221,14 +233,7 @@ def site(folder: Path, seed: int, longest_s: float) -> Iterator[Site]:
     weather = Weather(random.Random(seed))
     with fake_idc(contents, pick=weather.pick, longest_s=longest_s) as archive:
         _recipes(folder, archive)
-        made = Site(folder, archive, weather)
-        for kind in ("archive", "folder", "poisoned"):
-            out = folder / "undisturbed" / kind
-            running = made.start(kind, out, "--workers", "2")
-            running.ended_politely(running.wait(), {0})
-            promise(verify(out, deep=True).sound, "the undisturbed data set is damaged")
-            made.references[kind] = out
-        yield made
+        yield Site(folder, archive, weather)
     shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -120,7 +120,7 @@ def scheduler(site: Site, rng: random.Random, kind: str, out: Path) -> str:
             os.kill(leader, signal.SIGKILL)
         code = running.wait()
         running.ended_politely(code, {0, 1})
-        return "failed in a line" if code else "ended first" if hit else "too late"
+        return "too late" if not hit else "failed in a line" if code else "ended first"
 
 
 @contextmanager
@@ -158,7 +158,7 @@ def disk(site: Site, rng: random.Random, kind: str, out: Path) -> str:
     if not os.path.ismount(mount):
         return "not mounted"
     used = sum(path.stat().st_size for path in mount.rglob("*") if path.is_file())
-    whole = sum(path.stat().st_size for path in site.references[kind].rglob("*") if path.is_file())
+    whole = sum(path.stat().st_size for path in site.reference(kind).rglob("*") if path.is_file())
     remount(mount, used + rng.randrange(1 << 16, 3 * whole))
     try:
         running = site.start(kind, out, *_workers(rng))
@@ -248,8 +248,8 @@ def mutated(site: Site, rng: random.Random, kind: str, out: Path) -> str:
     if not Layout(out).manifest.exists() or finished_before:
         return "refused in a line" if hit else "too late"
     promise(verify(out, deep=True).sound, "a data set from files that changed is damaged")
-    promise(_images(out) <= _images(site.references["folder"]), "an image of a file that changed after it was listed")
-    whole = _images(out) == _images(site.references["folder"])
+    promise(_images(out) <= _images(site.reference("folder")), "an image of a file that changed after it was listed")
+    whole = _images(out) == _images(site.reference("folder"))
     if not whole:
         shutil.rmtree(out)  # it says what is missing, and that it is to be built anew
     return "read before" if whole else "rejected"
@@ -262,7 +262,7 @@ def _images(root: Path) -> set[tuple[str, str]]:
 
 def bucket(site: Site, rng: random.Random, kind: str, out: Path) -> str:
     """A finished data set is published into a bucket that refuses, answers 503, or does and says that it did not."""
-    name, built = f"soak{uuid4().hex}", site.references[kind]
+    name, built = f"soak{uuid4().hex}", site.reference(kind)
     client = s3_client(s3_server())
     client.create_bucket(Bucket=name)
     keys = {"AWS_REGION": "us-east-1", "AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": "y"}
