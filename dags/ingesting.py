@@ -23,6 +23,7 @@ from lumid.pipeline.parts import PartAccount, PartFiles, choose, finished_parts,
 from lumid.pipeline.recipe import Recipe, make_keyer
 from lumid.pipeline.sources import open_source
 
+ATTEMPTS = 3
 UNREACHED_SERIES = 40
 """So many series in a row for which no server answered mean that there is no network; one by one they would take days."""
 
@@ -129,9 +130,13 @@ def _isolate(client: Client, recipe: Recipe, batch: Batch, layout: Layout[AnyPat
             else:
                 pending += [group[: len(group) // 2], group[len(group) // 2 :]]
     arguments = (recipe, batch, layout.parts, layout.unpacked, frozenset(poisoned))
-    ((_, account),) = run_tasks(client, [(f"{batch.id}-without-{len(poisoned)}", ingest_task, arguments)])
-    assert isinstance(account, PartAccount)
-    return account
+    for _ in range(ATTEMPTS):  # a machine that kills workers for another reason may kill these too
+        ((_, account),) = run_tasks(
+            client, [(f"{batch.id}-without-{len(poisoned)}", ingest_task, arguments)], on_killed=lambda _: None
+        )
+        if isinstance(account, PartAccount):
+            return account
+    raise LumidError("a batch keeps killing its workers: is there enough memory for each? try fewer --workers")
 
 
 def _object_names(recipe: Recipe, batch: Batch, layout: Layout[AnyPath]) -> list[str]:

@@ -11,6 +11,7 @@ from typing import Any
 
 from lumid.catalog.layout import Layout, read_manifest, write_text
 from lumid.catalog.paths import AnyPath
+from lumid.dags.state import read_state
 from lumid.pipeline.parts import PartAccount, PartFiles, read_account
 
 
@@ -57,7 +58,7 @@ def status(root: Path) -> Status:
             counts.rejected,
             0.0,
         )
-    state = json.loads(layout.state.read_text("utf-8"))
+    state = read_state(layout)
     accounts = _accounts(layout, state.get("batch_ids", []))
     return Status(
         state="running" if running else "stopped",
@@ -106,5 +107,5 @@ def _seconds_left(layout: Layout, batches: list[str], done: int) -> float | None
 
 def write_state(layout: Layout[AnyPath], **facts: Any) -> None:
     """Update what `lumid status` reads."""
-    state = json.loads(layout.state.read_text("utf-8")) if layout.state.is_file() else {"started": time.time()}
+    state = read_state(layout) if layout.state.is_file() else {"started": time.time()}
     write_text(layout.state, json.dumps(state | facts) + "\n")

@@ -135,11 +135,11 @@ def lines_until(path: Path, step: int) -> list[str]:
     if not path.is_file():
         return []
     kept = []
-    for line in path.read_text("utf-8").splitlines():
+    for line in path.read_text("utf-8", errors="replace").splitlines():
         try:
             if json.loads(line)["step"] <= step:
                 kept.append(line)
-        except (ValueError, KeyError):  # the last line of a killed process
+        except (ValueError, KeyError, TypeError, RecursionError):  # the last line of a killed process
             continue
     return kept
 

@@ -97,7 +97,12 @@ class FolderSource:
         try:
             if place is None:
                 with Path(ref.location).open("rb") as file:
-                    return file.read(-1 if max_bytes is None else max_bytes)
+                    data = file.read(-1 if max_bytes is None else max_bytes)
+                    about = os.fstat(file.fileno())
+                # what is finished under a listing holds what the listing says, and nothing newer
+                if (about.st_size, about.st_mtime_ns) != (ref.size_bytes, ref.changed_ns or about.st_mtime_ns):
+                    return Reject("read", "unreadable", "the file has changed")
+                return data
             path = Path(place.archive)
             if path.stat().st_mtime_ns != ref.changed_ns:
                 return Reject("read", "unreadable", "the archive has changed")

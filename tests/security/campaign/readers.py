@@ -27,10 +27,10 @@ from lumid.dags.status import status
 from lumid.pipeline.batches import make_batches
 from lumid.pipeline.decode import quiet_libraries
 from lumid.pipeline.ingest import ingest
-from lumid.pipeline.lock import read_lock, series_of
+from lumid.pipeline.lock import read_lock, series_of, write_lock
 from lumid.pipeline.parts import PartFiles, write_part
 from lumid.pipeline.rawcache import read_marker
-from lumid.pipeline.recipe import FolderSettings, Recipe, SelectSettings
+from lumid.pipeline.recipe import FolderSettings, IdcSettings, Recipe, SelectSettings
 from lumid.pipeline.recipe_files import parse_recipe
 from lumid.pipeline.scan import group_series, scan
 from lumid.pipeline.sources import Provenance
@@ -113,7 +113,14 @@ def read_json_marker(data: bytes, folder: Path) -> str:
 
 @cache
 def _sound(folder: str) -> Path:
-    return make_sound(Path(folder) / "sound")
+    return make_sound(Path(folder) / "sound", n=6)
+
+
+def read_lock_file(data: bytes, folder: Path) -> str:
+    """A lock, as a build and as a data set reads it, and the series that it pins."""
+    path = folder / "l.parquet"
+    path.write_bytes(data)
+    return _asked((lambda: read_lock(path), lambda: series_of(load_lock(path), 0)))
 
 
 def read_dataset(data: bytes, folder: Path) -> str:
@@ -129,10 +136,10 @@ def read_dataset(data: bytes, folder: Path) -> str:
         lambda: status(root),
         lambda: render_report(root, read_manifest(root)),
         lambda: series_of(load_lock(Layout(root).lock), 0),
-        lambda: read_lock(Layout(root).lock),
         lambda: [list(read_samples(path)) for path in sorted(Layout(root).shards.iterdir())],
     )
-    return _asked(questions)
+    first = len(data) % len(questions)  # two of them: each takes its time
+    return _asked((questions + questions)[first : first + 2])
 
 
 def read_subset(data: bytes, folder: Path) -> str:
@@ -306,6 +313,20 @@ def _of_subset(rng: random.Random, folder: Path) -> bytes:
     return bytes(buffer.getvalue().to_pybytes())
 
 
+@cache
+def _lock(folder: str) -> bytes:
+    path = Path(folder) / "seed.lock"
+    write_lock(path, load_lock(Layout(_sound(folder)).lock), _plain().model_copy(update={"sources": (IdcSettings(),)}))
+    return path.read_bytes()
+
+
+def _of_lock(rng: random.Random, folder: Path) -> bytes:
+    data = _lock(str(folder))
+    if rng.random() < 0.4:
+        return _other_footer(data, rng)
+    return mutants.of_bytes(data, rng, [data]) if rng.random() < 0.4 else _other_table(folder / "seed.lock", rng)
+
+
 STATE = {
     "started": 1.0, "recipe_name": "x", "recipe_hash": "0" * 64, "phase": "ingest", "batches": 3, "batch_ids": ["a", "b"],
     "objects": 10, "bytes": 100,
@@ -341,6 +362,7 @@ KINDS: dict[str, tuple[Maker, Reader]] = {
     **{kind: (_of_object(kind), read_object) for kind in seeds.OBJECTS},
     "recipe": (_of_object("recipe"), read_recipe),
     "dataset": (_of_dataset, read_dataset),
+    "lock": (_of_lock, read_lock_file),
     "subset": (_of_subset, read_subset),
     "build": (_of_build, read_build),
     "marker": (_of_marker, read_json_marker),

@@ -25,7 +25,16 @@ def files(folder: str) -> dict[str, bytes]:
     save_file({"weight": torch.ones(2, 2), "bias": torch.ones(2)}, path, metadata={"rows": '{"weight": [0, 2, 2]}'})
     pth = io.BytesIO()
     torch.save({"model": {"cls_token": torch.zeros(1, 1, 8), "pos_embed": torch.zeros(1, 5, 8)}}, pth)
-    use = CollectionUse("lung", "idc", "v1", "CC BY 4.0", "10.7937/x", 5, 2, 3)
+    use = CollectionUse(
+        collection="lung",
+        source="idc",
+        source_version="v1",
+        license="CC BY 4.0",
+        doi="10.7937/x",
+        samples=5,
+        patients=2,
+        series=3,
+    )
     scores = {"modalities": [{"modality": "CT", "images": 3, "mse": 0.1}], "patch_statistics_of_the_original": True}
     config = {"timm": {"model_name": "vit_tiny_patch16_224", "img_size": 32}, "mean": 0.5, "std": 0.5}
     state = RunState(1, StreamState(), load_recipe("tiny-cpu").canonical(), "0" * 64, 1.0, 0.5)
