@@ -67,7 +67,7 @@ def _round(place: Site, rng: random.Random, number: int, chosen: tuple[str, ...]
         possible = [name for name, (_, kinds) in STRIKES.items() if kind in kinds]
         chosen = tuple(rng.choice(possible) for _ in range(rng.choice((1, 1, 2, 3))))
     else:
-        kind = rng.choice(STRIKES[chosen[0]][1])
+        kind = rng.choice([kind for kind in STRIKES[chosen[0]][1] if kind != "poisoned"])
     one = Round(number, kind)
     begun = time.monotonic()
     with _disk(place.folder / f"round-{number}", mounted="disk full" in chosen) as folder:

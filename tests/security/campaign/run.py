@@ -100,7 +100,7 @@ def main() -> None:
     try:
         make(random.Random("warm"), base)  # seeds are made and libraries loaded before memory is measured
         (base / "warm").mkdir()
-        _tried(read, make(random.Random("warm"), base), base / "warm")
+        tried(read, make(random.Random("warm"), base), base / "warm")
         limit = _memory_kb("VmSize") * 1024 + (MEMORY_MB << 20)
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
         for number in range(begin, end):
@@ -111,7 +111,7 @@ def main() -> None:
             before = _memory_kb("VmRSS")
             Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
             begun = time.perf_counter()
-            outcome, why = _tried(read, data, folder)
+            outcome, why = tried(read, data, folder)
             seconds = time.perf_counter() - begun
             mb = (_memory_kb("VmHWM") - before) / 1024
             if outcome == "DEFECT":
@@ -123,7 +123,8 @@ def main() -> None:
         shutil.rmtree(base, ignore_errors=True)
 
 
-def _tried(read: object, data: bytes, folder: Path) -> tuple[str, str]:
+def tried(read: object, data: bytes, folder: Path) -> tuple[str, str]:
+    """What became of a mutant, and why it is a ``DEFECT`` if it is one."""
     from lumid.catalog.errors import LumidError
     from tests.security.campaign.mutants import MARKER
 
