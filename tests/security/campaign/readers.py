@@ -225,9 +225,11 @@ def _of_object(kind: str) -> Callable[[random.Random, Path], bytes]:
     }[kind]  # fmt: skip
 
     def make(rng: random.Random, folder: Path) -> bytes:
-        made = seeds.recipe() if kind == "recipe" else seeds.OBJECTS[kind]()
-        one = seeds.drawn(made, rng)
-        return one if len(one) > seeds.LARGEST // 2 and rng.random() < 0.5 else change(one, rng, made)
+        if kind == "recipe":
+            made = seeds.recipe()
+            return change(rng.choice(made), rng, made)
+        one, made = seeds.drawn(kind, rng)
+        return one if one not in made and rng.random() < 0.5 else change(one, rng, made)
 
     return make
 

@@ -33,7 +33,7 @@ UP = "../" * 12
 def dicom() -> list[bytes]:
     """pydicom's own files of every syntax, and others where they are."""
     paths = [path for path in sorted(TEST_FILES.rglob("*")) if path.is_file()]
-    paths += [path for path in sorted(SHARED.rglob("*")) if path.suffix in (".dcm", "") and path.is_file()]
+    paths += [path for path in sorted(SHARED.rglob("*")) if path.suffix in (".dcm", "") and path.is_file()][::7]
     found = [path.read_bytes() for path in paths if 132 < path.stat().st_size <= LARGEST]
     return [data for data in found if data[128:132] == b"DICM" or data[:4] == b"\x08\0\x05\0"]
 
@@ -60,7 +60,18 @@ def png() -> list[bytes]:
             kind
         )
         made.append(cv2.imencode(".png", pixels)[1].tobytes())
-    return [*made, _png_bomb(14_000, 14_000), _png_bomb(9000, 9000, 8, 2), _png_bomb(60_000, 60_000), _png_bomb(1 << 30, 1 << 30)]  # fmt: skip
+    return made
+
+
+@cache
+def png_bombs() -> list[bytes]:
+    """Images that become large: as large as is allowed, larger, and larger than any."""
+    return [
+        _png_bomb(14_000, 14_000),
+        _png_bomb(9000, 9000, 8, 2),
+        _png_bomb(60_000, 60_000),
+        _png_bomb(1 << 30, 1 << 30),
+    ]
 
 
 def _volume(suffix: str, compress: bool) -> bytes:
@@ -83,16 +94,30 @@ def _others(suffixes: tuple[str, ...]) -> list[bytes]:
 
 @cache
 def nifti() -> list[bytes]:
-    """Plain and packed ones, and two that are bombs: one that lies about its size, one that does not."""
+    """Plain and packed ones, made and real."""
+    return [_volume(".nii", False), _volume(".nii.gz", True), *_others((".nii", ".nii.gz"))]
+
+
+@cache
+def nifti_bombs() -> list[bytes]:
+    """Much more packed than the header says, as much as it says, and a header that asks for more than there can be."""
     plain = _volume(".nii", False)
     small = plain[:352]
     sizes = struct.pack("<8h", 3, 1000, 1000, 100, 1, 1, 1, 1)
     honest = small[:40] + sizes + small[56:]
     absurd = small[:40] + struct.pack("<8h", 7, 32767, 32767, 32767, 32767, 32767, 1, 1) + small[56:]
+    zeros = _packed_zeros(b"")
+    return [gzip.compress(honest) + zeros, gzip.compress(plain) + zeros, gzip.compress(absurd) + zeros, absurd]
+
+
+def _packed_zeros(head: bytes) -> bytes:
+    """A gzip stream of something and many zeros."""
     packer = zlib.compressobj(9, zlib.DEFLATED, 31)
-    zeros = b"".join(packer.compress(bytes(1 << 20)) for _ in range(BOMB_BYTES >> 20)) + packer.flush()
-    bombs = [gzip.compress(honest) + zeros, gzip.compress(plain) + zeros, gzip.compress(absurd) + zeros, absurd]
-    return [plain, _volume(".nii.gz", True), *_others((".nii", ".nii.gz")), *bombs]
+    return (
+        packer.compress(head)
+        + b"".join(packer.compress(bytes(1 << 20)) for _ in range(BOMB_BYTES >> 20))
+        + packer.flush()
+    )
 
 
 @cache
@@ -127,7 +152,7 @@ HOSTILE_NAMES = ("/etc/cron.d/x", f"{UP}tmp/escaped", "a/../../../escaped", "C:\
 
 @cache
 def zipped() -> list[bytes]:
-    """Zips: stored and packed, with names that lead out, links, doubles, encrypted, nested and overlapping members, bombs."""
+    """Zips: stored and packed, with names that lead out, links, doubles, encrypted and nested members."""
     made = []
     for packing in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA):
         made.append(_zip([(f"s/{k}.dcm", _slice(k)) for k in range(3)], packing))
@@ -144,7 +169,6 @@ def zipped() -> list[bytes]:
     for _ in range(8):
         inner = _zip([("inner.zip", inner)])
     made.append(inner)
-    made.append(_zip([("zeros", bytes(BOMB_BYTES)), ("s.dcm", _slice(1))], zipfile.ZIP_DEFLATED))
     made.append(_zip([(f"m{k}", b"x") for k in range(3000)]))
     large = io.BytesIO()
     with zipfile.ZipFile(large, "w") as archive, archive.open("s.dcm", "w", force_zip64=True) as file:
@@ -165,7 +189,7 @@ def _zip(members: list[tuple[str | zipfile.ZipInfo, bytes]], packing: int = zipf
 
 @cache
 def tarred() -> list[bytes]:
-    """Tars of every dialect, plain and packed: names that lead out, links, devices, doubles, long names, bombs."""
+    """Tars of every dialect, plain and packed: names that lead out, links, devices, doubles, long names."""
     plain = [
         _tar([(f"s/{k}.dcm", _slice(k)) for k in range(3)], kind)
         for kind in (tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT)
@@ -179,15 +203,21 @@ def tarred() -> list[bytes]:
     links = _tar([*special, ("s.dcm", _slice(1))])
     twice = _tar([("twice", _slice(1)), ("twice", _slice(2))])
     packed = [pack(plain[1]) for pack in (lambda data: gzip.compress(data, 1), bz2.compress, lzma.compress)]
-    packer = zlib.compressobj(9, zlib.DEFLATED, 31)
+    return [*plain, hostile, links, twice, *packed]
+
+
+@cache
+def tar_bombs() -> list[bytes]:
+    """A member of zeros."""
     head = tarfile.TarInfo("zeros")
     head.size = BOMB_BYTES
-    bomb = (
-        packer.compress(head.tobuf())
-        + b"".join(packer.compress(bytes(1 << 20)) for _ in range(BOMB_BYTES >> 20))
-        + packer.flush()
-    )
-    return [*plain, hostile, links, twice, *packed, bomb]
+    return [_packed_zeros(head.tobuf())]
+
+
+@cache
+def zip_bombs() -> list[bytes]:
+    """The same in a zip."""
+    return [_zip([("zeros", bytes(BOMB_BYTES)), ("s.dcm", _slice(1))], zipfile.ZIP_DEFLATED)]
 
 
 def _tar(members: list[tuple[str | tarfile.TarInfo, bytes]], kind: int = tarfile.PAX_FORMAT) -> bytes:
@@ -198,9 +228,6 @@ def _tar(members: list[tuple[str | tarfile.TarInfo, bytes]], kind: int = tarfile
             info.size = len(data)
             archive.addfile(info, io.BytesIO(data))
     return buffer.getvalue()
-
-
-RECIPES = ("demo", "lumid", "paper")
 
 
 @cache
@@ -217,7 +244,19 @@ OBJECTS: dict[str, Callable[[], list[bytes]]] = {
 """Files that a folder of images may hold."""
 
 
-def drawn(seeds: list[bytes], rng: random.Random) -> bytes:
-    """One of the seeds; bombs seldom, for they take seconds."""
-    small = [data for data in seeds if len(data) < LARGEST // 2] or seeds
-    return rng.choice(small if rng.random() < 0.97 else seeds)
+BOMBS: dict[str, Callable[[], list[bytes]]] = {
+    "png": png_bombs,
+    "nifti": nifti_bombs,
+    "zip": zip_bombs,
+    "tar": tar_bombs,
+}
+BOMB_SHARE = 0.03
+"""They take seconds each."""
+
+
+def drawn(kind: str, rng: random.Random) -> tuple[bytes, list[bytes]]:
+    """A seed of a kind to be mutated, and the others; a bomb now and then."""
+    made = OBJECTS[kind]()
+    if kind in BOMBS and rng.random() < BOMB_SHARE:
+        return rng.choice(BOMBS[kind]()), made
+    return rng.choice(made), made
