@@ -20,8 +20,8 @@ import pyarrow.parquet as pq
 from lumid.catalog.layout import Layout
 from lumid.catalog.verify import verify
 from tests.fake_idc import s3_client, s3_server
-from tests.soak.site import LONGEST_S, ROOT, Running, Site, promise
 from tests.servers import before
+from tests.soak.site import LONGEST_S, ROOT, Running, Site, promise
 
 LOST_AT_MOST = 4
 Strike = Callable[[Site, random.Random, str, Path], str]
