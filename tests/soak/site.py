@@ -40,6 +40,7 @@ OBJECT_FAULTS = (
     Fault("drip", step=1500, every_s=0.05),
 )  # fmt: skip
 LISTING_FAULTS = (status(503), Fault("reset", after=200), Fault("cut_head"), Fault("page"), Fault("fewer"))
+CREDENTIALS = {"AWS_REGION": "us-east-1", "AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": "y"}
 CRASH = """
 import os
 from lumid.pipeline import parse
@@ -185,12 +186,12 @@ class Site:
             self._undisturbed[kind] = out
         return self._undisturbed[kind]
 
-    def start(self, kind: str, out: Path, *more: str) -> Running:
+    def start(self, kind: str, out: Path | str, *more: str, **environment: str) -> Running:
         """Begin a build of a kind, or go on with it."""
         recipe = str(self.folder / f"{kind}.toml")
         lock = ("--lock", str(self.folder / "archive.lock")) if kind == "archive" else ()
         extra = {"PYTHONPATH": f"{self.folder / 'crash'}{os.pathsep}{ROOT}"} if kind == "poisoned" else {}
-        return self.run(("build", recipe, "--out", str(out), *lock, *more), out, extra)
+        return self.run(("build", recipe, "--out", str(out), *lock, *more), Path(out), extra | environment)
 
     def run(self, arguments: tuple[str, ...], out: Path, environment: dict[str, str]) -> Running:
         """A command of lumid in a session of its own."""
@@ -198,7 +199,7 @@ class Site:
         with said.open("w") as file:
             process = subprocess.Popen(
                 [sys.executable, "-m", "lumid", *arguments], stdout=file, stderr=file, text=True, cwd=ROOT,
-                env=os.environ | {"PYTHONPATH": str(ROOT)} | environment, start_new_session=True,
+                env=os.environ | CREDENTIALS | {"PYTHONPATH": str(ROOT)} | environment, start_new_session=True,
             )  # fmt: skip
         return Running(process, out, said)
 

@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ import pyarrow.parquet as pq
 
 from lumid.catalog.layout import Layout
 from lumid.catalog.verify import verify
+from tests.dags.command import content
 from tests.fake_idc import s3_client, s3_server
 from tests.servers import before
 from tests.soak.site import LONGEST_S, ROOT, Running, Site, promise
@@ -104,9 +106,12 @@ def terminated(site: Site, rng: random.Random, kind: str, out: Path) -> str:
 def _signalled(site: Site, rng: random.Random, kind: str, out: Path, send: Callable[[Running], None], code: int) -> str:
     running = site.start(kind, out, *_workers(rng))
     hit = _moment(running, rng)
+    began = bool(running.workers())
     if hit:
         send(running)
     ended = running.wait()
+    if hit and not began:  # what an earlier run left was taken for a moment of this one: Python itself may just begin
+        return "too early"
     running.ended_politely(ended, {0, code})
     return "stopped in a line" if ended else "ended first" if hit else "too late"
 
@@ -265,36 +270,70 @@ def _images(root: Path) -> set[tuple[str, str]]:
 
 def bucket(site: Site, rng: random.Random, kind: str, out: Path) -> str:
     """A finished data set is published into a bucket that refuses, answers 503, or does and says that it did not."""
-    name, built = f"soak{uuid4().hex}", site.reference(kind)
-    client = s3_client(s3_server())
-    client.create_bucket(Bucket=name)
-    keys = {"AWS_REGION": "us-east-1", "AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": "y"}
-    url, refusal, share = f"s3://{name}/p", rng.choice((403, 503, 507)), rng.choice((0.1, 0.3, 1.0))
-    came = []
+    built = site.reference(kind)
+    with _bucket() as (url, objects):
+        came = _into(site, rng, url, lambda url, env: site.run(("publish", str(built), url), out, env))
+        here = {str(path.relative_to(built)): path.read_bytes() for path in built.rglob("*") if path.is_file()}
+        promise(objects() == here, "the bucket holds something else than the data set")
+    return came
+
+
+def store(site: Site, rng: random.Random, kind: str, out: Path) -> str:
+    """A build writes into such a bucket; the next one takes over from it."""
+    with _bucket() as (url, objects), tempfile.TemporaryDirectory(dir=site.folder) as folder:
+        came = _into(site, rng, url, lambda url, env: site.start(kind, url, *_workers(rng), **env))
+        for name, data in objects().items():
+            path = Path(folder) / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(data)
+        promise(verify(Path(folder), deep=True).sound, "lumid verify --deep finds damage in the bucket's data set")
+        same = content(Path(folder)) == content(site.reference(kind))
+        promise(
+            same and not (Path(folder) / ".build").exists(), "the bucket holds other bytes than the undisturbed build"
+        )
+    return came
+
+
+def _into(site: Site, rng: random.Random, url: str, start: Callable[[str, dict[str, str]], Running]) -> str:
+    """A command that writes to a bucket that refuses, killed or not; then again, with a bucket that does not."""
+    refusal, share = rng.choice((403, 503, 507)), rng.choice((0.1, 0.3, 1.0))
 
     def status(command: str) -> int | None:
         return refusal if command == "PUT" and rng.random() < share else None
 
     with before(s3_server(), status, answered=rng.random() < 0.3) as refusing:
-        running = site.run(("publish", str(built), url), out, keys | {"AWS_ENDPOINT_URL": refusing})
+        running = start(url, {"AWS_ENDPOINT_URL": refusing})
         if rng.random() < 0.4:
-            time.sleep(1 + rng.random())
+            time.sleep(1 + 5 * rng.random())
             running.kill()
-            came.append("killed")
+            came = "killed"
         else:
             code = running.wait()
             running.ended_politely(code, {0, 1})
-            came.append("refused in a line" if code else "came through")
-    running = site.run(("publish", str(built), url), out, keys | {"AWS_ENDPOINT_URL": s3_server()})
+            came = "refused in a line" if code else "came through"
+    running = start(url, {"AWS_ENDPOINT_URL": s3_server()})
     running.ended_politely(running.wait(), {0})
-    listed = [one["Key"] for one in client.list_objects_v2(Bucket=name)["Contents"]]
-    there = {key.removeprefix("p/"): client.get_object(Bucket=name, Key=key)["Body"].read() for key in listed}
-    here = {str(path.relative_to(built)): path.read_bytes() for path in built.rglob("*") if path.is_file()}
-    for key in listed:
-        client.delete_object(Bucket=name, Key=key)
-    client.delete_bucket(Bucket=name)
-    promise(there == here, "the bucket holds something else than the data set")
-    return came[0]
+    return came
+
+
+@contextmanager
+def _bucket() -> Iterator[tuple[str, Callable[[], dict[str, bytes]]]]:
+    """A new bucket's address, and what gives its objects by name."""
+    name, client = f"soak{uuid4().hex}", s3_client(s3_server())
+    client.create_bucket(Bucket=name)
+
+    def keys() -> list[str]:
+        return [one["Key"] for one in client.list_objects_v2(Bucket=name).get("Contents", [])]
+
+    try:
+        yield (
+            f"s3://{name}/p",
+            lambda: {key.removeprefix("p/"): client.get_object(Bucket=name, Key=key)["Body"].read() for key in keys()},
+        )
+    finally:
+        for key in keys():
+            client.delete_object(Bucket=name, Key=key)
+        client.delete_bucket(Bucket=name)
 
 
 STRIKES: dict[str, tuple[Strike, tuple[str, ...]]] = {
@@ -309,6 +348,7 @@ STRIKES: dict[str, tuple[Strike, tuple[str, ...]]] = {
     "cache damaged": (rotten_cache, ("archive",)),
     "source changed": (mutated, ("folder",)),
     "bucket refuses": (bucket, ("archive", "folder")),
+    "build in a bucket": (store, ("archive", "folder")),
 }
 """By name: the strike, and the kinds of build that it can befall."""
 
