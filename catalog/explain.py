@@ -73,7 +73,7 @@ def _parts(connection: duckdb.DuckDBPyConnection, where: str) -> list[Part]:
             sql = condition if branch["class"] == "CONJUNCTION" else _unwrapped(condition)
             parts.append(Part(sql, tuple(sorted(_columns(branch)))))
         return parts
-    except (duckdb.Error, ValueError, KeyError, IndexError, TypeError):
+    except (duckdb.Error, ValueError, KeyError, IndexError, TypeError, RecursionError):
         # a condition that DuckDB can run but not print is explained as a whole
         return [Part(where, ())]
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 import time
@@ -31,6 +32,7 @@ from lumid.catalog.catalog_files import CATALOG_CHUNK_ROWS, write_catalog_rows
 from lumid.catalog.cite import write_citations
 from lumid.catalog.errors import DatasetError, UsageError
 from lumid.catalog.fingerprint import catalog_hash
+from lumid.catalog.json_files import read_json
 from lumid.catalog.layout import Counts, Layout, Manifest, Shard, atomic_file, storage_errors, write_table, write_text
 from lumid.catalog.lock import load_lock, lock_hash
 from lumid.catalog.places import Anywhere, Place, Shards, as_place, fetched, place_manifest, read_note
@@ -44,6 +46,7 @@ ROWS_AT_ONCE = 256
 JSON_BYTES = 4 * BLOCK
 """About what a sample's JSON takes in a shard, with its header."""
 WORK, MOVING = ".extract", ".extract-moving"
+OWN_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.-]*")
 
 Progress = Callable[[int, int], None]
 """Told the samples written so far, and how many it will be in all."""
@@ -133,8 +136,9 @@ def work_folder(out: Path) -> Iterator[Path]:
     new = not out.exists()
     if moving.is_file() and not Layout(out).manifest.exists():
         # killed while it moved its own into place: nothing else was there before
-        for name in json.loads(moving.read_text("utf-8")):
-            _remove(out / name)
+        for name in read_json(moving, f"choose another --out, or remove {out}"):
+            if OWN_NAME.fullmatch(name):  # whoever wrote the file, nothing outside of the folder is removed
+                _remove(out / name)
     if not new and any(path not in (work, moving) for path in out.iterdir()):
         raise UsageError(f"{out}: is not empty; choose another --out")
     _remove(work)
@@ -142,7 +146,7 @@ def work_folder(out: Path) -> Iterator[Path]:
     try:
         yield work
         names = sorted((path.name for path in work.iterdir()), key=lambda name: name == Layout(out).manifest.name)
-        write_text(moving, json.dumps(names))
+        write_text(moving, json.dumps(dict.fromkeys(names)))
         for name in names:
             (work / name).replace(out / name)
     except BaseException:

@@ -44,14 +44,26 @@ def lock_hash(lock: pa.Table) -> str:
     return digest.hexdigest()
 
 
+def whole(lock: pa.Table) -> pa.Table:
+    """A table with a lock's columns under :data:`LOCK`.
+
+    Raises ``ArrowException`` or ``ValueError`` where values are of other types, text is no UTF-8, or a row names no series.
+    """
+    lock = lock.cast(LOCK)
+    lock.validate(full=True)
+    if any(lock[name].null_count for name in ("recipe_source", "source", "collection", "series")):
+        raise ValueError("a row without its series")
+    return lock
+
+
 def load_lock(path: AnyPath) -> pa.Table:
     """A lock from its file, under :data:`LOCK`; raises :class:`DatasetError` when the file does not hold one."""
     try:
         lock = read_parquet(path)
         if lock.schema.names == LOCK.names:
-            return lock.cast(LOCK)
+            return whole(lock)
     except FileNotFoundError:
         raise DatasetError(f"{path}: is missing; copy it from another copy, or build the data set again") from None
-    except (OSError, pa.ArrowException):
+    except (OSError, pa.ArrowException, ValueError):  # of text that is no UTF-8
         raise DatasetError(f"{path}: cannot be read; copy it from another copy, or build the data set again") from None
     raise DatasetError(f"{path}: does not have the columns of a lock; build the data set again")

@@ -22,6 +22,7 @@ from lumid.catalog.errors import DatasetError, UsageError
 from lumid.catalog.layout import atomic_file, storage_errors
 from lumid.catalog.places import Anywhere, Shards
 from lumid.catalog.query import all_of, ask, connect, count_samples, text, where_clause, why_empty
+from lumid.catalog.schema import CATALOG
 
 RGB = npt.NDArray[np.uint8]
 """``uint8 [rows, columns, 3]``."""
@@ -73,8 +74,18 @@ IMAGE_COLUMNS = tuple(item.name for item in fields(ImageRow))
 
 
 def image_rows(table: pa.Table) -> list[ImageRow]:
-    """Rows of a catalog table that has the columns :data:`IMAGE_COLUMNS`."""
-    return [ImageRow(**row) for row in table.select(IMAGE_COLUMNS).to_pylist()]
+    """Rows of a catalog table that has the columns :data:`IMAGE_COLUMNS`.
+
+    Raises :class:`DatasetError` where one lacks what every image has, or has it of another type.
+    """
+    schema = pa.schema([CATALOG.field(name) for name in IMAGE_COLUMNS])
+    try:
+        found = table.select(IMAGE_COLUMNS).cast(pa.schema([field.with_nullable(True) for field in schema]))
+    except (pa.ArrowException, ValueError):
+        found = None
+    if found is None or any(not field.nullable and found[field.name].null_count for field in schema):
+        raise DatasetError("the catalog has rows that are not those of images: run `lumid verify`")
+    return [ImageRow(**row) for row in found.to_pylist()]
 
 
 # ---- which samples

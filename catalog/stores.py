@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import os
 import random
+import re
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -42,6 +43,8 @@ CREDENTIALS: dict[str, tuple[str, ...]] = {
 }  # fmt: skip
 """Schemes that are read, and what in the environment says that there are credentials; ``*_SKIP_SIGNATURE`` overrules."""
 
+NO_SECRETS = "an address must hold no name, password or query: give credentials in the environment"
+"""What is said of an address that :func:`holds_secret`, which is not repeated."""
 SKIP_SIGNATURE = {"s3": "AWS_SKIP_SIGNATURE", "gs": "GOOGLE_SKIP_SIGNATURE", "az": "AZURE_SKIP_SIGNATURE"}
 DENIED = (PermissionError, PermissionDeniedError, UnauthenticatedError)
 GONE = (FileNotFoundError, NotFoundError)
@@ -53,12 +56,26 @@ SCHEME = "lumid"
 """How names begin that DuckDB asks :class:`StoreFiles` for."""
 
 
+def holds_secret(url: str) -> bool:
+    """Whether an address has a place where secrets stand: a name and password before the host, or a query (a signature).
+
+    Addresses are in tasks, logs and files; credentials belong in the environment.
+
+    >>> holds_secret("s3://key:secret@bucket/prefix"), holds_secret("az://account/box?sig=x"), holds_secret("gs://bucket/a@b")
+    (True, True, False)
+    """
+    after = url.partition("://")[2]
+    return "@" in re.split(r"[/?#]", after, maxsplit=1)[0] or "?" in after or "#" in after
+
+
 def open_store(url: str, *, timeout_s: float = 60.0, attempts: int = 5) -> ObjectStore:
     """The store of ``s3://bucket/prefix``, ``gs://bucket/prefix`` or ``az://container/prefix``; Azure's account is in ``AZURE_STORAGE_ACCOUNT_NAME``.
 
     With more than one of ``attempts`` its client tries again by itself. Raises :class:`RecipeError` for anything else.
     """
     scheme = url.partition("://")[0]
+    if holds_secret(url):
+        raise RecipeError(NO_SECRETS)
     if scheme not in CREDENTIALS:
         raise RecipeError(f"{url}: not an address that can be looked through; use a folder, or s3://, gs:// or az://")
     options: dict[str, Any] = {"client_options": {"timeout": timedelta(seconds=timeout_s)}}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import tempfile
 import time
@@ -35,6 +34,7 @@ from lumid.dags.ingesting import built_parts, ingest_batches
 from lumid.dags.packing import Packed, pack
 from lumid.dags.planning import pin_series, pinned_before, plan_again, plan_build
 from lumid.dags.progress import BuildProgress
+from lumid.dags.state import read_state
 from lumid.dags.status import requests_of
 from lumid.dags.watch import watching
 from lumid.pipeline.lock import lock_hash
@@ -204,11 +204,7 @@ def _check_out(layout: Layout[AnyPath], recipe: Recipe) -> None:
     if isinstance(root, Path) and root.exists() and not root.is_dir():
         raise UsageError(f"{root}: is a file; --out must be a folder")
     if layout.state.is_file():
-        try:
-            state = json.loads(layout.state.read_text("utf-8"))
-        except ValueError:
-            state = {}
-        if state.get("recipe_hash") != recipe.hash():
+        if read_state(layout)["recipe_hash"] != recipe.hash():
             raise UsageError(f"{root}: holds an unfinished build of another recipe; choose another --out, or remove it")
     elif _holds_other(root, layout.work.name):
         raise UsageError(f"{root}: is not empty and holds no lumid data set; choose another --out")

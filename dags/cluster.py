@@ -160,6 +160,8 @@ def _where(settings: ClusterSettings) -> AnyCluster:
 
 def _join(settings: ClusterSettings, where: AnyCluster) -> Client:
     """A client of a scheduler that runs already; a ``tls://`` one is met with the recipe's certificates."""
+    for name in ("distributed", "distributed.client"):  # of a scheduler that is lost, the build has a line of its own
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     address = settings.scheduler or (where.address if isinstance(where, SchedulerSettings) else "")
     try:
         return Client(address, timeout="10s", set_as_default=False, security=security_of(where))

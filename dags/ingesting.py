@@ -25,6 +25,7 @@ from lumid.pipeline.parts import PartAccount, PartFiles, choose, finished_parts,
 from lumid.pipeline.recipe import Recipe, make_keyer
 from lumid.pipeline.sources import open_source
 
+ATTEMPTS = 3
 UNREACHED_SERIES = 40
 """So many series in a row for which no server answered mean that there is no network; one by one they would take days."""
 
@@ -153,9 +154,11 @@ def _isolate(
     arguments = (recipe, batch, layout.parts, layout.unpacked, frozenset(poisoned))
     progress.events.tell("objects_poisoned", batch=batch.id, objects=len(poisoned))
     task = (f"{batch.id}-without-{len(poisoned)}", ingest_task, arguments)
-    ((_, ingested),) = run_tasks(client, [task], watch=progress.tasks)
-    assert isinstance(ingested, Ingested)
-    return ingested
+    for _ in range(ATTEMPTS):  # a machine that kills workers for another reason may kill these too
+        ((_, ingested),) = run_tasks(client, [task], on_killed=lambda _: None, watch=progress.tasks)
+        if isinstance(ingested, Ingested):
+            return ingested
+    raise LumidError("a batch keeps killing its workers: is there enough memory for each? try fewer --workers")
 
 
 def _object_names(recipe: Recipe, batch: Batch, layout: Layout[AnyPath]) -> list[str]:

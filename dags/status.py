@@ -20,6 +20,7 @@ from lumid.catalog.layout import Layout, read_manifest, write_text
 from lumid.catalog.paths import AnyPath
 from lumid.dags.events import Event, read_events
 from lumid.dags.prices import FREE, Cost, cost_of
+from lumid.dags.state import read_state
 from lumid.pipeline.traffic import Traffic, together
 
 RECENT_S = 600.0
@@ -96,7 +97,7 @@ def status(root: Path) -> Status:
     # what a finished data set lacks may be on its way
     if (layout.manifest.is_file() and not running) or not layout.state.is_file():
         return _finished(layout)
-    state = json.loads(layout.state.read_text("utf-8"))
+    state = read_state(layout)
     run = _Run.of(read_events(layout.log))
     counts = _counts(layout, state.get("batch_ids", []), run)
     total = Counter[str]()
@@ -350,5 +351,5 @@ def _is_running(layout: Layout) -> bool:
 
 def write_state(layout: Layout[AnyPath], **facts: Any) -> None:
     """Update what `lumid status` reads."""
-    state = json.loads(layout.state.read_text("utf-8")) if layout.state.is_file() else {"started": time.time()}
+    state = read_state(layout) if layout.state.is_file() else {"started": time.time()}
     write_text(layout.state, json.dumps(state | facts) + "\n")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import CancelledError
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,12 +68,14 @@ def run_tasks(
     """Run tasks of (name, function, arguments) and yield (name, result) as they finish.
 
     Only so many are handed out as keep every worker busy, so neither the scheduler nor memory grows with the plan. A
-    task that keeps killing its worker goes to ``on_killed``. Raises :class:`LumidError` for the first that fails.
+    task that keeps killing its worker goes to ``on_killed`` when no other runs any more: with a worker all its tasks die, so
+    that which of them was guilty can only be found out alone. Raises :class:`LumidError` for the first that fails.
     """
     queue = iter(tasks)
     window = IN_FLIGHT_PER_SLOT * slots(client)
     running = as_completed(loop=client.loop)
     names: dict[str, str] = {}
+    killed: list[str] = []
 
     def submit() -> bool:
         task = next(queue, None)
@@ -105,12 +108,22 @@ def run_tasks(
                     raise LumidError(
                         "a task keeps killing its worker: is there enough memory for each? try fewer --workers"
                     ) from None
-                result = on_killed(name)
+                killed.append(name)
+                future.release()
+                submit()
+                continue
+            except CancelledError:  # nobody here cancels: its scheduler is gone
+                raise LumidError(
+                    "the Dask scheduler is gone; what is finished is kept: run the same command again to go on"
+                ) from None
             future.release()
             if isinstance(result, Failure):
                 raise LumidError(result.message)
             submit()
             yield name, result
+        for name in killed:
+            assert on_killed is not None
+            yield name, on_killed(name)
     finally:
         for future in list(running.futures):
             with suppress(Exception):

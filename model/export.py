@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lumid.catalog.errors import LumidError
+from lumid.catalog.json_files import read_json
 from lumid.catalog.layout import storage_errors, write_text
 from lumid.catalog.places import Anywhere, identity
 from lumid.model.card import Results, card
@@ -67,5 +68,4 @@ def results(run: Path) -> Results:
 def _json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
-    values: dict[str, Any] = json.loads(path.read_text("utf-8"))
-    return values
+    return read_json(path, "remove it: a card then does without")

@@ -79,7 +79,7 @@ class Journal:
 
     def __init__(self, run: Path, step: int, *, tensorboard: bool) -> None:
         path = run / METRICS
-        write_text(path, "".join(line + "\n" for line in _until(path, step)))
+        write_text(path, "".join(line + "\n" for line in lines_until(path, step)))
         self._lines = path.open("a", encoding="utf-8")
         self._board: SummaryWriter | None = None
         if tensorboard:
@@ -130,15 +130,16 @@ def digest(keys: Sequence[str], places: range) -> int:
     return sum(int(key[:14], 16) * (2 * place + 1) for place, key in zip(places, keys, strict=True)) % (1 << 56)
 
 
-def _until(path: Path, step: int) -> list[str]:
+def lines_until(path: Path, step: int) -> list[str]:
+    """The lines of a journal up to a step; what a killed process left half-written is left out."""
     if not path.is_file():
         return []
     kept = []
-    for line in path.read_text("utf-8").splitlines():
+    for line in path.read_text("utf-8", errors="replace").splitlines():
         try:
             if json.loads(line)["step"] <= step:
                 kept.append(line)
-        except (ValueError, KeyError):  # the last line of a killed process
+        except (ValueError, KeyError, TypeError, RecursionError):  # the last line of a killed process
             continue
     return kept
 

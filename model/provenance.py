@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from lumid.catalog.cite import CollectionUse
+from lumid.catalog.errors import DatasetError
+from lumid.catalog.json_files import read_json
 from lumid.catalog.layout import write_text
 from lumid.catalog.places import Anywhere
 from lumid.catalog.query import run_sql, where_clause
@@ -50,9 +52,14 @@ def write_provenance(run: Path, provenance: Provenance) -> None:
 
 
 def read_provenance(run: Path) -> Provenance | None:
-    """What :func:`write_provenance` wrote; None for a run without it."""
+    """What :func:`write_provenance` wrote; None for a run without it. Raises :class:`DatasetError` when it is damaged."""
     path = run / PROVENANCE
     if not path.is_file():
         return None
-    raw = json.loads(path.read_text("utf-8"))
-    return Provenance(tuple(CollectionUse(**use) for use in raw["collections"]), raw["modalities"])
+    mend = "remove it: a card then says that its collections were not recorded"
+    raw = read_json(path, mend)
+    try:
+        modalities = {str(name): int(samples) for name, samples in raw["modalities"].items()}
+        return Provenance(tuple(CollectionUse(**use) for use in raw["collections"]), modalities)
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
+        raise DatasetError(f"{path}: is damaged; {mend}") from None

@@ -8,7 +8,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from lumid.catalog.errors import LumidError, UsageError
+from lumid.catalog.errors import DatasetError, LumidError, UsageError
+from lumid.catalog.json_files import read_json
 from lumid.catalog.layout import storage_errors, write_text
 from lumid.catalog.places import Anywhere
 from lumid.model.checkpoint import (
@@ -103,7 +104,10 @@ def read_run(run: Path) -> tuple[MaskedAutoencoder, TrainRecipe, RunState]:
     if checkpoint is None:
         raise UsageError(f"{run}: no checkpoint here; give the folder of a `lumid pretrain` run")
     state = read_state(checkpoint)
-    recipe = TrainRecipe.model_validate_json(json.dumps(state.recipe))
+    try:
+        recipe = TrainRecipe.model_validate_json(json.dumps(state.recipe))
+    except ValueError:
+        raise DatasetError(f"{checkpoint}: its recipe is damaged, or of another version of lumid") from None
     model = build_model(recipe)
     load_weights(checkpoint, model)
     return model, recipe, state
@@ -114,7 +118,7 @@ def _claim(run: Path, identity: dict[str, object], *, fresh: bool) -> None:
     if about.is_file():
         if fresh:
             raise UsageError(f"{run}: holds a run already; choose another --out, or go on with --resume auto")
-        found = json.loads(about.read_text("utf-8"))
+        found = read_json(about, "copy it from another copy of the run, or choose another --out")
         if found != identity:
             raise UsageError(
                 f"{run}: holds a run of another recipe or data set ({_difference(found, identity)}); choose another --out"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from lumid.catalog.errors import UsageError
+from lumid.catalog.json_files import read_json
 from lumid.model.mae import SHAPES, MaskedAutoencoder
 from lumid.model.recipe import ModelSettings
 
@@ -61,8 +61,7 @@ def load_mae(folder: Path, model: MaskedAutoencoder) -> None:
 
 def read_config(folder: Path) -> dict[str, object]:
     """``config.json`` of a folder of weights: ``timm`` arguments, ``mean`` and ``std`` of its input."""
-    config: dict[str, object] = json.loads((folder / CONFIG).read_text("utf-8"))
-    return config
+    return read_json(folder / CONFIG, "write the folder again with `lumid convert` or `lumid export`")
 
 
 def _differs(wrong: list[str], tensors: dict[str, Tensor], own: dict[str, Tensor]) -> str:

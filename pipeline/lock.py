@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from lumid.catalog.errors import RecipeError
 from lumid.catalog.layout import storage_errors, write_table
-from lumid.catalog.lock import LOCK, lock_hash
+from lumid.catalog.lock import LOCK, lock_hash, whole
 from lumid.catalog.paths import AnyPath, read_parquet
 from lumid.pipeline.recipe import Recipe
 from lumid.pipeline.recipe_files import parse_portable
@@ -92,9 +92,10 @@ def read_lock(path: AnyPath, recipe: Recipe | None = None) -> tuple[pa.Table, Re
     again = f"make one with: lumid plan RECIPE --out {path}"
     try:
         lock = read_parquet(path)
-    except (OSError, pa.ArrowException):
+        names = lock.schema.names
+    except (OSError, pa.ArrowException, ValueError):  # of names that are no UTF-8
         raise RecipeError(f"{path}: cannot be read as a lock; {again}") from None
-    if lock.schema.names != LOCK.names:
+    if names != LOCK.names:
         raise RecipeError(f"{path}: a Parquet file, but not a lock; {again}")
     metadata = lock.schema.metadata or {}
     made_from = metadata.get(RECIPE_HASH, b"").decode(errors="replace")
@@ -104,8 +105,8 @@ def read_lock(path: AnyPath, recipe: Recipe | None = None) -> tuple[pa.Table, Re
             f"--max-gb and collections (--only) that it was planned with, or {again}"
         )
     try:
-        lock = lock.cast(LOCK)
-    except pa.ArrowException:
+        lock = whole(lock)
+    except (pa.ArrowException, ValueError):
         raise RecipeError(f"{path}: the lock of another version of lumid; {again}") from None
     if metadata.get(ROWS_HASH, b"").decode(errors="replace") != lock_hash(lock):
         raise RecipeError(f"{path}: its rows are not those that were written; {again}")

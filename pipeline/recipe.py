@@ -9,17 +9,28 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from lumid.catalog.codecs import Codec
 from lumid.catalog.errors import RecipeError
 from lumid.catalog.keys import PUBLIC_SECRET, Keyer, weakness
+from lumid.catalog.stores import NO_SECRETS, holds_secret
 from lumid.pipeline.recipe_cluster import AnyCluster, LocalSettings
 
 Modality = Literal["CT", "MR", "PT", "CR", "DX", "MG", "XA", "RF", "NM", "US", "SC", "OT"]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
-Address = Annotated[str, Field(pattern=r"^https?://[A-Za-z0-9.\[\]:_-]+(/\S*)?$")]
+
+
+def _no_secret(address: object) -> object:
+    if isinstance(address, str) and "://" in address and holds_secret(address):
+        raise ValueError(NO_SECRETS)
+    return address
+
+
+Address = Annotated[str, BeforeValidator(_no_secret), Field(pattern=r"^https?://[A-Za-z0-9.\[\]:_-]+(/\S*)?$")]
 """Of a server: ``https://host``, with a port or a path where it has them."""
+Location = Annotated[str, BeforeValidator(_no_secret)]
+"""A folder, or the address of an object store's prefix."""
 
 
 class _Section(BaseModel):
@@ -37,7 +48,7 @@ class FolderSettings(_Section):
     """
 
     kind: Literal["folder"] = "folder"
-    path: str
+    path: Location
     collection: CollectionName = "local"
     license: str | None = None
     doi: str | None = None
@@ -137,7 +148,7 @@ class FetchSettings(_Section):
     ``timeout_s`` seconds has failed; each is tried ``attempts`` times at each of the archive's mirrors.
     """
 
-    cache: str | None = None
+    cache: Location | None = None
     offline: bool = False
     ahead_mb: Annotated[float, Field(gt=0)] = 256.0
     requests: Annotated[int, Field(ge=1, le=1024)] = 32

@@ -14,6 +14,7 @@ from pydantic import ValidationError
 
 from lumid.catalog.errors import RecipeError
 from lumid.catalog.settings import explain_all
+from lumid.catalog.stores import NO_SECRETS, holds_secret
 from lumid.pipeline.recipe import (
     AnySource,
     FolderSettings,
@@ -148,6 +149,8 @@ def with_overrides(
     Raises :class:`RecipeError` for a collection that the recipe does not have.
     """
     changes: dict[str, Any] = {}
+    if cache is not None and "://" in cache and holds_secret(cache):
+        raise RecipeError(f"--cache: {NO_SECRETS}")
     if sample is not None or max_gb is not None:
         sizes = {name: value for name, value in (("fraction", sample), ("max_gb", max_gb)) if value is not None}
         try:

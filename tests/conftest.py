@@ -11,6 +11,10 @@ from tests.factory import make_dataset
 from tests.fake_idc import s3_client, s3_server
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--mutants", type=int, default=300, help="hostile files of each kind in a campaign (slow)")
+
+
 @pytest.fixture(scope="session")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished data set of 40 samples in two shards; tests must not change it."""

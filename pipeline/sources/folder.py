@@ -99,6 +99,10 @@ class FolderSource:
             if place is None:
                 with Path(ref.location).open("rb") as file:
                     data = file.read(-1 if max_bytes is None else max_bytes)
+                    about = os.fstat(file.fileno())
+                # what is finished under a listing holds what the listing says, and nothing newer
+                if (about.st_size, about.st_mtime_ns) != (ref.size_bytes, ref.changed_ns or about.st_mtime_ns):
+                    return Reject("read", "unreadable", "the file has changed")
                 count("folder", "get", "ok", len(data))
                 return data
             path = Path(place.archive)

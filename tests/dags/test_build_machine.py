@@ -79,3 +79,28 @@ def test_an_object_that_kills_its_worker_is_found_and_rejected(study: Path, tmp_
     assert suspected <= {task for line in lost for task in line["tasks"]}
     assert [line["objects"] for line in told if line["event"] == "objects_poisoned"] == [2]
     assert "poison" not in log.read_text().replace("objects_poisoned", "")
+
+
+@pytest.mark.slow
+def test_what_runs_beside_an_object_that_kills_its_worker_is_not_blamed(study: Path, tmp_path: Path) -> None:
+    """With a worker all that waits on it dies, so several such objects at once kill many an innocent batch, too."""
+    source = tmp_path / "source"
+    source.mkdir()
+    for path in sorted(study.glob("0[0-7]-0[0-2].dcm")):
+        (source / path.name).write_bytes(path.read_bytes())
+    for number in range(3):
+        data = image(
+            gradient(), SOPInstanceUID=f"1.9.{number}", SeriesInstanceUID=f"1.8.{number}", StudyDescription="POISON"
+        )
+        (source / f"poison {number}").write_bytes(as_bytes(data))
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "sitecustomize.py").write_text(CRASH)
+    (tmp_path / "r.toml").write_text(
+        'name = "r"\n[[sources]]\nkind = "folder"\npath = "source"\nnames = "plain"\n[shards]\nbatch_slices = 3\n'
+    )
+    arguments = ("build", tmp_path / "r.toml", "--out", tmp_path / "data", "--workers", "2", "--json")
+    done = lumid(*arguments, PYTHONPATH=str(tmp_path / "site"))
+    assert done.returncode == 0, done.stderr
+    facts: dict[str, Any] = json.loads(done.stdout)
+    assert facts["rejects"] == {"decoder_crash": 3}
+    assert facts["counts"]["kept"] == 24

@@ -695,3 +695,20 @@ def test_more_archives_than_are_kept_open(tmp_path: Path) -> None:
     assert found == {f"{number}.zip!a": struct.pack("<I", number) for number in range(archived.OPEN_ZIPS * 2)}
     assert len(source._archives._zips) == archived.OPEN_ZIPS
     source.close()
+
+
+def test_a_file_that_changes_after_it_was_listed_is_a_reason(tmp_path: Path) -> None:
+    for name in ("same", "longer", "touched"):
+        (tmp_path / name).write_bytes(DICOM)
+    source = FolderSource(tmp_path, PROVENANCE, KEYER, plain_names=True)
+    refs = {ref.source_id: ref for ref in source.objects() if isinstance(ref, ObjectRef)}
+    (tmp_path / "longer").write_bytes(DICOM + b"x")
+    os.utime(tmp_path / "longer", ns=(0, refs["longer"].changed_ns))
+    os.utime(tmp_path / "touched", ns=(0, refs["touched"].changed_ns + 1))
+    assert source.read(refs["same"]) == DICOM
+    assert source.read(refs["same"], 100) == DICOM[:100]
+    for name in ("longer", "touched"):
+        for limit in (None, 100):
+            refused = source.read(refs[name], limit)
+            assert isinstance(refused, Reject)
+            assert refused.detail == "the file has changed"

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from lumid.catalog.errors import DatasetError, LumidError
 from lumid.catalog.layout import parse_manifest
-from lumid.catalog.lock import load_lock
+from lumid.catalog.lock import LOCK, load_lock
 from lumid.catalog.places import NOTE, read_note
 from lumid.catalog.shards import END_OF_TAR, member, read_range, read_samples
 from lumid.pipeline.lock import read_lock
@@ -172,3 +172,26 @@ def test_a_manifest_with_another_value_somewhere_is_read_or_refused(manifest: by
     except LumidError as error:
         said = str(error)
     assert "\n" not in said
+
+
+def made_lock(**columns: pa.Array) -> pa.Table:
+    values = {field.name: pa.array([None], field.type) for field in LOCK}
+    values |= {"recipe_source": pa.array([0])} | {
+        name: pa.array(["x"]) for name in ("source", "collection", "series", "digest")
+    }
+    return pa.table(values | columns)
+
+
+NO_TEXT = pa.Array.from_buffers(pa.string(), 1, [None, pa.py_buffer(b"\0\0\0\0\2\0\0\0"), pa.py_buffer(b"\xff\xfe")])
+
+
+@pytest.mark.parametrize(
+    "column", [NO_TEXT, pa.array([None], pa.string()), pa.array([[1]])], ids=["no UTF-8", "null", "list"]
+)
+def test_a_lock_whose_rows_are_none(column: pa.Array, tmp_path: Path) -> None:
+    path = tmp_path / "lock.parquet"
+    pq.write_table(made_lock(), path)
+    assert load_lock(path).num_rows == 1
+    pq.write_table(made_lock(series=column), path)
+    assert refused(lambda: load_lock(path))
+    assert refused(lambda: read_lock(path))
