@@ -54,5 +54,6 @@ def _batch_id(group: Sequence[Series], source: int, recipe_hash: str) -> str:
     for series in group:
         changed = max((member.ref.changed_ns for member in series.members), default=0)
         refused = sum(member.reject is not None for member in series.members)  # a cap depends on the other series
-        digest.update(f"{series.id} {series.digest()} {changed} {refused}\n".encode())
+        # the part's rows name the lock's: a series more in a folder moves those that come after it
+        digest.update(f"{series.id} {series.digest()} {changed} {refused} {series.lock_row}\n".encode())
     return digest.hexdigest()[:24]

@@ -219,7 +219,7 @@ class MadeUp:
         self.layout = Layout(root)
         self.layout.parts.mkdir(parents=True)
         self.ids = [f"{number:024x}" for number in range(batches)]
-        write_state(self.layout, recipe_name="made-up", phase="ingest", batches=batches, batch_ids=self.ids,
+        write_state(self.layout, recipe_name="made-up", recipe_hash="0", phase="ingest", batches=batches, batch_ids=self.ids,
                     batch_series=[3] * batches, objects=batches * 10)  # fmt: skip
         self.lines: list[str] = []
 
