@@ -17,7 +17,7 @@ FEW = {kind: 4 if kind in ("dataset", "run") else 12 for kind in KINDS}
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_few_mutants_of_each_kind(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(seeds, "BOMB_SHARE", 0.0)
-    if kind == "run":
+    if kind in ("run", "recipe"):
         pytest.importorskip("torch")
     make, read = KINDS[kind]
     whole = tmp_path / "whole"
@@ -33,7 +33,7 @@ def test_a_few_mutants_of_each_kind(kind: str, tmp_path: Path, monkeypatch: pyte
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_campaign(kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
-    if kind == "run":
+    if kind in ("run", "recipe"):
         pytest.importorskip("torch")
     wanted = request.config.getoption("--mutants")
     found = campaign(kind, 7, wanted, tmp_path / "defects")
