@@ -13,13 +13,14 @@ from distributed import Client
 from lumid.catalog.errors import LumidError
 from lumid.catalog.layout import Layout
 from lumid.catalog.paths import AnyPath, sizes
+from lumid.dags.journal import noting, recall
 from lumid.dags.planning import Plan
 from lumid.dags.progress import BuildProgress
 from lumid.dags.tasks import Failure, guarded, run_tasks
 from lumid.dags.turns import share, turn
 from lumid.pipeline.batches import Batch
 from lumid.pipeline.ingest import BatchResult, ingest
-from lumid.pipeline.parts import PartAccount, PartFiles, choose, finished_parts, read_account, write_part
+from lumid.pipeline.parts import PartAccount, PartFiles, choose, finished_parts, read_account, read_accounts, write_part
 from lumid.pipeline.recipe import Recipe, make_keyer
 from lumid.pipeline.sources import open_source
 
@@ -37,11 +38,12 @@ def ingest_batches(
     missing: list[Batch] = []
     earlier: list[PartAccount] = []
     begun = 0
-    there = sizes(layout.parts)
-    for batch in plan.batches:
-        found = finished_parts(layout.parts, batch.id, there)
+    recall(layout)
+    tried = _finished(plan, layout)
+    read_accounts([files for found in tried for files in found])  # some at once, where they are in a store
+    for batch, found in zip(plan.batches, tried, strict=True):
         begun += len(found) > 0
-        done = choose([[files] for files in found])
+        done = choose([[files] for files in found]) if len(found) > 1 else found
         accounts = [read_account(files) for files in done]
         again = _unfetched(batch, accounts) if done else batch
         if again is not None:
@@ -55,17 +57,19 @@ def ingest_batches(
     tasks = [(batch.id, ingest_task, (recipe, batch, layout.parts, layout.unpacked)) for batch in missing]
     batch_of = {batch.id: batch for batch in missing}
     unreached = 0
-    for name, account in run_tasks(
-        client, tasks, on_killed=lambda name: _isolate(client, recipe, batch_of[name], layout)
-    ):
-        seconds += account.seconds
-        progress.ingested(batch_of[name], account)
-        unreached = unreached + len(account.series) if account.unreached else 0
-        if unreached >= UNREACHED_SERIES:
-            raise LumidError(
-                f"nobody has answered for {unreached} series in a row: check the network; what is there is kept, and the "
-                "same command goes on with it"
-            )
+    with noting(layout) as note:
+        for name, account in run_tasks(
+            client, tasks, on_killed=lambda name: _isolate(client, recipe, batch_of[name], layout)
+        ):
+            note(PartFiles(layout.parts, name), account)
+            seconds += account.seconds
+            progress.ingested(batch_of[name], account)
+            unreached = unreached + len(account.series) if account.unreached else 0
+            if unreached >= UNREACHED_SERIES:
+                raise LumidError(
+                    f"nobody has answered for {unreached} series in a row: check the network; what is there is kept, and "
+                    "the same command goes on with it"
+                )
     return seconds
 
 
@@ -78,9 +82,13 @@ def _unfetched(batch: Batch, accounts: list[PartAccount]) -> Batch | None:
 
 def built_parts(plan: Plan, layout: Layout[AnyPath]) -> list[list[PartFiles]]:
     """All parts of a plan's batches, by how often they were tried."""
-    there = sizes(layout.parts)
-    tried = [finished_parts(layout.parts, batch.id, there) for batch in plan.batches]
+    tried = _finished(plan, layout)
     return [[files for files in generation if files is not None] for generation in zip_longest(*tried)]
+
+
+def _finished(plan: Plan, layout: Layout[AnyPath]) -> list[list[PartFiles]]:
+    there = sizes(layout.parts)
+    return [finished_parts(layout.parts, batch.id, there) for batch in plan.batches]
 
 
 def ingest_task(

@@ -11,6 +11,7 @@ from typing import Any
 
 from lumid.catalog.layout import Layout, read_manifest, write_text
 from lumid.catalog.paths import AnyPath
+from lumid.dags.journal import recall
 from lumid.pipeline.parts import PartAccount, PartFiles, read_account
 
 
@@ -75,6 +76,7 @@ def status(root: Path) -> Status:
 
 
 def _accounts(layout: Layout, batches: list[str]) -> list[PartAccount]:
+    recall(layout)
     files = [PartFiles(layout.parts, batch) for batch in batches]
     return [read_account(one) for one in files if one.rows.is_file()]
 

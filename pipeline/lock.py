@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 
 import pyarrow as pa
@@ -47,10 +48,11 @@ def series_of(lock: pa.Table, recipe_source: int) -> list[Series]:
     """The pinned series of one of the recipe's sources, by id."""
     names = ("recipe_source", "collection", "source", "license", "doi", "source_version", "series", "objects", "bytes")
     columns = [lock[name].to_pylist() for name in (*names, "location", "urls")]
+    provenance = cache(Provenance)  # series of a collection share theirs: a lock has tens of thousands
     series = [
         Series(
             id=series,
-            provenance=Provenance(collection, source, terms, doi, version),
+            provenance=provenance(collection, source, terms, doi, version),
             objects=objects,
             bytes=size,
             location=location,
