@@ -71,10 +71,11 @@ def pack(
     folder = _packed_folder(layout, lock, parts)
     data = folder if isinstance(layout.root, Path) else layout.root
     progress.begin_pack(len(shard_plans) + len(chunks))
-    tasks: list[Task] = [
+    # chunks first: one takes as long as a dozen shards, and at the end the other workers would wait for it
+    tasks: list[Task] = [(f"catalog-{one.number}", catalog_task, (one, parts, data / "catalog")) for one in chunks]
+    tasks += [
         (f"pack-{one.name}", pack_task, (one, parts, data / "shards", folder / "receipts")) for one in shard_plans
     ]
-    tasks += [(f"catalog-{one.number}", catalog_task, (one, parts, data / "catalog")) for one in chunks]
     shards: list[Shard] = []
     files: dict[str, CatalogFile] = {}
     for name, done in run_tasks(client, tasks):

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
-from collections.abc import Iterable, Sequence
+import os
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import Literal
+from pathlib import Path
+from typing import Literal, cast
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
 from lumid.catalog.catalog_files import CATALOG_CHUNK_ROWS, CatalogFile, write_catalog_rows
+from lumid.catalog.errors import DatasetError
 from lumid.catalog.layout import Shard, atomic_file, write_table
 from lumid.catalog.paths import AnyPath, StorePath, over, read_parquet, read_span
 from lumid.catalog.schema import CATALOG, REJECTS, RejectRow, to_table
@@ -24,6 +28,12 @@ ELSEWHERE = Reject("select", "duplicate_instance", "in another series or source"
 """Why a sample is left out whose key another series' sample has."""
 SAME_PIXELS = Reject("select", "exact_duplicate")
 ExactDuplicates = Literal["keep", "flag", "drop"]
+WINDOW_BYTES = 8 << 20
+"""So much of a shard is put together at a time: it is hashed and written while the processor's cache still has it."""
+WINDOW_BYTES_OF_A_PART = 64 << 10
+"""More, where there are many parts: each is opened once for every window."""
+VIEWS_AT_ONCE = 1024
+"""POSIX's IOV_MAX is that on Linux and macOS."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,8 +192,18 @@ def pack_shard(plan: ShardPlan, parts: Sequence[PartFiles], folder: AnyPath, rec
     return shard
 
 
-def _merged(plan: ShardPlan, parts: Sequence[PartFiles]) -> Iterable[bytes]:
+def _merged(plan: ShardPlan, parts: Sequence[PartFiles]) -> Iterator[bytes | memoryview]:
+    """The shard's bytes, piece by piece; a piece is good until the next is asked for."""
     samples = plan.samples
+    if _in_store(parts):
+        yield from _merged_from_store(samples, parts)
+    else:
+        yield from _merged_from_files(samples, cast("list[Path]", [files.samples for files in parts]))
+    yield END_OF_TAR
+
+
+def _merged_from_store(samples: Index, parts: Sequence[PartFiles]) -> Iterator[bytes]:
+    """All of every part's range is held: a request for each window of it would cost more than the memory."""
     numbers = np.unique(samples.part).tolist()
 
     def read(part: int) -> tuple[int, bytes]:
@@ -192,11 +212,58 @@ def _merged(plan: ShardPlan, parts: Sequence[PartFiles]) -> Iterable[bytes]:
         stop = int((samples.start[mine] + samples.size[mine]).max())
         return start, read_span(parts[part].samples, start, stop - start)
 
-    ranges = dict(zip(numbers, over(numbers, read, remote=_in_store(parts)), strict=True))
+    ranges = dict(zip(numbers, over(numbers, read, remote=True), strict=True))
     for part, start, size in zip(samples.part.tolist(), samples.start.tolist(), samples.size.tolist(), strict=True):
         base, data = ranges[part]
         yield data[start - base : start - base + size]
-    yield END_OF_TAR
+
+
+def _merged_from_files(samples: Index, parts: Sequence[Path]) -> Iterator[memoryview]:
+    """A window of the shard at a time. Each takes the place of the one before, so only one is ever held."""
+    size = max(WINDOW_BYTES, WINDOW_BYTES_OF_A_PART * len(np.unique(samples.part)))
+    windows = np.cumsum(samples.size) // size
+    begins = np.concatenate([[0], np.flatnonzero(np.diff(windows)) + 1, [len(samples)]])
+    room = memoryview(bytearray(int(np.add.reduceat(samples.size, begins[:-1]).max())))
+    for begin, end in zip(begins[:-1].tolist(), begins[1:].tolist(), strict=True):
+        window = samples.take(slice(begin, end))
+        _fill(room, window, parts)
+        yield room[: int(window.size.sum())]
+
+
+def _fill(room: memoryview, samples: Index, parts: Sequence[Path]) -> None:
+    """Read samples, one after the other, into ``room``: what of them lies together in a part is read at once.
+
+    Raises :class:`DatasetError` when a part is shorter than its rows say.
+    """
+    places = np.cumsum(samples.size) - samples.size
+    order = np.argsort(samples.part, kind="stable")
+    part, start, size = samples.part[order], samples.start[order], samples.size[order]
+    breaks = (np.diff(part) != 0) | (start[1:] != start[:-1] + size[:-1])
+    begins = np.concatenate([[0], np.flatnonzero(breaks) + 1])
+    runs = zip(begins.tolist(), [*begins[1:].tolist(), len(order)], strict=True)
+    bounds = list(zip(places[order].tolist(), (places[order] + size).tolist(), strict=True))
+    for number, together in itertools.groupby(runs, key=lambda run: int(part[run[0]])):
+        with parts[number].open("rb", buffering=0) as file:
+            for begin, end in together:
+                _scatter(file.fileno(), int(start[begin]), [room[one:other] for one, other in bounds[begin:end]])
+
+
+def _scatter(descriptor: int, offset: int, views: list[memoryview]) -> None:
+    """Fill the views, one after the other, with a file's bytes from ``offset`` on."""
+    while views:
+        found = os.preadv(descriptor, views[:VIEWS_AT_ONCE], offset)
+        if found == 0:
+            raise DatasetError(
+                "a finished part is shorter than its rows say; remove the build's folder and build again"
+            )
+        offset += found
+        filled = 0
+        while filled < len(views) and found >= len(views[filled]):
+            found -= len(views[filled])
+            filled += 1
+        views = views[filled:]
+        if found:  # a network's file system may give less than it has
+            views[0] = views[0][found:]
 
 
 @dataclass(frozen=True, slots=True)
