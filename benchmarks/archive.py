@@ -104,9 +104,7 @@ class _Archive:
         self.latency_s, self.bytes_per_s = latency_s, mb_per_s and mb_per_s * 1e6
         self.free_at = 0.0
         self.objects = {f"{path.parent.name}/{path.name}": path.read_bytes() for path in sorted(root.glob("*/*.dcm"))}
-        self.tags = {
-            name: hashlib.md5(data, usedforsecurity=False).hexdigest() for name, data in self.objects.items()
-        }
+        self.tags = {name: hashlib.md5(data, usedforsecurity=False).hexdigest() for name, data in self.objects.items()}
 
     async def answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """The requests of one connection, one after another."""

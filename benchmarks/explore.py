@@ -36,7 +36,7 @@ def make(root: Path, samples: int) -> None:
     drawn = factory.make_image
     made = 0
 
-    def image(rng, modality, side=0):  # noqa: ARG001  the side is this benchmark's
+    def image(rng, modality, side=0):
         nonlocal made
         made += 1
         return drawn(rng, modality, SIDE if made <= 100 else SIDE // 4)

@@ -16,13 +16,13 @@ from synthetic_catalog import chunk_table, draw, hex_digits
 from lumid.catalog.layout import atomic_file
 from lumid.catalog.schema import CATALOG, REJECTS
 from lumid.catalog.shards import BLOCK, END_OF_TAR, image_offset, member
+from lumid.pipeline.batches import Batch
 from lumid.pipeline.lock import LOCK
 from lumid.pipeline.parts import PartAccount, PartFiles, SeriesAccount, write_rejects_of, write_rows
 from lumid.pipeline.recipe import IdcSettings, Recipe, ShardSettings
 
 JSON_BYTES = 700
 """What lies beside an image, about."""
-COLLECTIONS, PATIENTS, STUDIES = 60, 100_000, 400_000
 
 
 def idc_recipe(batch_slices: int = 1000) -> Recipe:
@@ -44,14 +44,27 @@ def synthetic_lock(series: int, slices: int) -> pa.Table:
     return pa.table(columns, schema=LOCK).sort_by([("series", "ascending"), ("location", "ascending")])
 
 
+@dataclass(frozen=True, slots=True)
+class Pseudonyms:
+    """Sixteen hex digits for every number, the same ones at every call, of which none have to be kept."""
+
+    salt: int
+
+    def take(self, numbers: pa.Array) -> pa.Array:
+        """Those of these numbers."""
+        mixed = (np.asarray(numbers).astype(np.uint64) + np.uint64(self.salt)) * np.uint64(0x9E3779B97F4A7C15)
+        mixed ^= mixed >> np.uint64(31)
+        mixed *= np.uint64(0xBF58476D1CE4E5B9)
+        digits = (mixed ^ (mixed >> np.uint64(29))).astype(">u8").tobytes().hex().encode()
+        offsets = np.arange(0, len(digits) + 1, 16, dtype=np.int32)
+        return pa.StringArray.from_buffers(len(numbers), pa.py_buffer(offsets), pa.py_buffer(digits))
+
+
 def synthetic_rows(rows: int, seed: int = 0) -> pa.Table:
     """So many rows in the order of their keys, series and all."""
-    rng = np.random.default_rng(seed + 1)
-    drawn = draw(rows, seed)
-    ids = {"patient": hex_digits(rng, COLLECTIONS * PATIENTS, 16), "study": hex_digits(rng, COLLECTIONS * STUDIES, 16),
-           "frame_of_reference": hex_digits(rng, COLLECTIONS * STUDIES, 16),
-           "series": hex_digits(rng, len(drawn.columns["slices"]), 16)}  # fmt: skip
-    return chunk_table(drawn, 0, rows, seed, ids)
+    names = ("patient", "study", "frame_of_reference", "series")
+    ids = {name: Pseudonyms(seed * len(names) + number << 40) for number, name in enumerate(names)}
+    return chunk_table(draw(rows, seed), 0, rows, seed, ids)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,3 +114,9 @@ def write_one(
         files, rows, np.repeat(lock_rows, each).tolist(), PartAccount(series, 526_000 * rows.num_rows, position, 8.0)
     )
     return files
+
+
+def noop_task(recipe: Recipe, batch: Batch, parts: Path, scratch: Path) -> PartAccount:
+    """What stands in for a batch's work: given the same, and answering with as much."""
+    series = tuple(SeriesAccount(one.lock_row, one.frames, one.frames, 0) for one in batch.series)
+    return PartAccount(series, batch.bytes, batch.objects * 53_000, 4.0)
