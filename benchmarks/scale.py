@@ -12,10 +12,12 @@ under fresh UIDs; parts are synthetic (:mod:`synthetic_parts`).
 from __future__ import annotations
 
 import argparse
+import contextlib
 import itertools
 import json
 import multiprocessing
 import os
+import pickle
 import shutil
 import statistics
 import subprocess
@@ -31,15 +33,17 @@ from typing import Any
 import cv2
 import psutil
 import pyarrow.parquet as pq
+import pydicom
 from archive import Kind, make_archive, served
 from build import build
 from distributed import Client
 from rich.console import Console
-from slices import Given, Template, run_lumid, templates
+from slices import Given, Template, listed, run_lumid, templates
 from synthetic_parts import Sizes, idc_recipe, noop_task, synthetic_lock, synthetic_rows, write_one, write_parts
 
 from lumid.catalog.layout import Layout
-from lumid.dags.begin import claimed
+from lumid.dags.build import build as run_build
+from lumid.dags.claim import claimed
 from lumid.dags.cluster import ClusterSettings, open_cluster
 from lumid.dags.ingesting import built_parts, ingest_batches
 from lumid.dags.journal import noting
@@ -59,6 +63,7 @@ from lumid.pipeline.sources.idc import IdcSource
 Images = Mapping[str, Sequence[Template]]
 SHARES = {"CT": 0.8, "MR": 0.18, "CR": 0.02}
 IN_SERIES = 50
+MOST_FRAMES = 60
 
 
 def quiet() -> BuildProgress:
@@ -287,8 +292,9 @@ def packing(sizes: Sequence[Sizes], shard_mb: float) -> None:
                 plans = plan_shards(build_index(parts)[0], shard_mb)
                 with clocked(spent, "shards"):
                     for plan in plans:
-                        pack_shard(plan, parts, Path(scratch) / "shards")
+                        pack_shard(plan, parts, Path(scratch) / "shards", Path(scratch) / "receipts")
                 shutil.rmtree(Path(scratch) / "shards")
+                shutil.rmtree(Path(scratch) / "receipts")
                 alone.append(spent["shards"][0])
             cp, phase, shards = (statistics.median(one) for one in (copied, packed, alone))
             print(f"| {size.parts:,} × {size.samples:,}, {whole:,.0f} | {whole / cp:.0f} | {whole / phase:.0f} | "
@@ -318,7 +324,7 @@ def phase_s(layout: Layout, parts: Sequence[PartFiles], shard_mb: float) -> floa
     with open_cluster(ClusterSettings(workers=2), layout.work / "scratch") as client:
         client.wait_for_workers(2)
         begin = time.perf_counter()
-        folder, _ = pack(client, recipe, lock, layout, quiet(), parts)
+        folder = pack(client, recipe, lock, layout, quiet(), parts).folder
         took = time.perf_counter() - begin
     shutil.rmtree(folder)
     return took
@@ -339,7 +345,7 @@ class KindCost:
     spread: list[float]
 
 
-def costs(images: Images, slices: int, part_sizes: Sequence[Sizes]) -> dict[str, Any]:
+def costs(images: Images, source: Path, slices: int, part_sizes: Sequence[Sizes]) -> dict[str, Any]:
     """Everything that benchmarks/simulate.py goes by."""
     kinds = {}
     for kind, found in images.items():
@@ -353,11 +359,12 @@ def costs(images: Images, slices: int, part_sizes: Sequence[Sizes]) -> dict[str,
             statistics.mean(kb for *_, kb in alone), sorted(round(ms / mean, 3) for ms, *_ in alone),
         )  # fmt: skip
         print(f"{kind}: {mean:.2f} ms a slice alone, {kinds[kind].ms_busy:.2f} with both cores busy", flush=True)
+    kinds["US"] = searched(source)
     fetch = fetch_cost(images["CT"])
     packs = [pack_cost(size) for size in part_sizes]
     return {
         "kinds": {name: {field: getattr(one, field) for field in one.__slots__} for name, one in kinds.items()},
-        "fetch": fetch, "dask": dask(400), "pack": packs,
+        "fetch": fetch, "dask": dask(400), "pack": packs, "fixed_s": fixed_s(images["CT"]), **task_costs(),
     }  # fmt: skip
 
 
@@ -373,6 +380,49 @@ def ingest_ms(image: Template, slices: int) -> tuple[float, float, float]:
     assert len(result.samples) == slices
     out = sum(len(sample.image) for sample in result.samples)
     return spent / slices * 1e3, sum(map(len, made)) / len(made) / 1e3, out / slices / 1e3 + 2.5
+
+
+def searched(folder: Path) -> KindCost:
+    """Real ultrasound, whose frames are searched for text: by the frame, and by its bytes before compression."""
+    with tempfile.TemporaryDirectory() as scratch:
+        size = frames = 0
+        for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+            with contextlib.suppress(Exception):  # what pydicom does not read is no image here
+                data = pydicom.dcmread(path, stop_before_pixels=True)
+                if data.get("Modality") == "US" and "Rows" in data and frames < MOST_FRAMES:
+                    count = int(data.get("NumberOfFrames") or 1)
+                    size += count * data.Rows * data.Columns * data.SamplesPerPixel * data.BitsAllocated // 8
+                    frames += count
+                    shutil.copy(path, scratch)
+        work = listed(Path(scratch))
+        begin = time.process_time()
+        result, _ = run_lumid(work)
+        spent = time.process_time() - begin
+    kept = len(result.samples)
+    print(f"US: {spent / result.planned * 1e3:.0f} ms a frame, of {result.planned} real ones, {kept} kept", flush=True)
+    ms, out = spent / result.planned * 1e3, sum(len(sample.image) for sample in result.samples)
+    return KindCost(ms, ms, size / frames / 1e3, out / max(1, kept) / 1e3 + 2.5, [1.0])
+
+
+def fixed_s(images: Sequence[Template]) -> float:
+    """What a build takes that has next to nothing to do: imports of the workers, plan, files that every data set has."""
+    with tempfile.TemporaryDirectory() as scratch:
+        lock = make_archive(Path(scratch) / "s3", [Kind("CT", 2, 2)], {"CT": images})
+        recipe = idc_recipe(2)
+        with served(Path(scratch) / "s3") as server:
+            recipe = recipe.model_copy(update={"fetch": FetchSettings(s3_endpoint=server.url)})
+            made = run_build(recipe, Path(scratch) / "out", ClusterSettings(workers=2), quiet(), lock).manifest
+    return float(made.build["seconds"])
+
+
+def task_costs() -> dict[str, float]:
+    """Processor seconds of telling a task of packing about a part, at the head and at the worker."""
+    parts, spent = [PartFiles(Path("/data/out/.build/parts"), f"{number:024x}") for number in range(3000)], {}
+    with clocked(spent, "tell"):
+        told = pickle.dumps(parts)
+    with clocked(spent, "hear"):
+        pickle.loads(told)
+    return {"tell_s_per_part": spent["tell"][1] / 3000, "hear_s_per_part": spent["hear"][1] / 3000}
 
 
 def fetch_cost(images: Sequence[Template]) -> dict[str, float]:
@@ -410,7 +460,7 @@ def pack_cost(size: Sizes) -> dict[str, float]:
         plans = plan_shards(index, 64.0)
         with clocked(spent, "shards"):
             for plan in plans:
-                pack_shard(plan, parts, Path(scratch) / "shards")
+                pack_shard(plan, parts, Path(scratch) / "shards", Path(scratch) / "receipts")
         with clocked(spent, "catalog"):
             for chunk in plan_catalog(plans):
                 write_catalog_chunk(chunk, parts, Path(scratch) / "catalog")
@@ -471,7 +521,7 @@ def main() -> None:
             if small
             else [Sizes(10, 1000, 52_000), Sizes(200, 50, 52_000), Sizes(40, 1000, 2_000)]
         )
-        found = costs(images, 12 if small else 60, sizes)
+        found = costs(images, chosen.source or pydicom_files(), 12 if small else 60, sizes)
         if chosen.json:
             chosen.json.write_text(json.dumps(found, indent=1) + "\n")
 
