@@ -177,14 +177,16 @@ class Line:
     def _arm(self) -> None:
         self.alarm += 1
         if self.jobs:
-            wait = max(0.0, self.jobs[0][0] - self.virtual) * len(self.jobs) / self.rate
-            self.env.process(self._ring(wait, self.alarm))
+            end = self.jobs[0][0]
+            wait = max(0.0, end - self.virtual) * len(self.jobs) / self.rate
+            self.env.process(self._ring(wait, end, self.alarm))
 
-    def _ring(self, wait: float, alarm: int) -> Generator[simpy.Event, None, None]:
+    def _ring(self, wait: float, end: float, alarm: int) -> Generator[simpy.Event, None, None]:
         yield self.env.timeout(wait)
         if alarm == self.alarm:
             self._advance()
-            while self.jobs and self.jobs[0][0] <= self.virtual + 1e-9 * max(1.0, self.virtual):
+            self.virtual = max(self.virtual, end)  # however small the wait was for the clock
+            while self.jobs and self.jobs[0][0] <= self.virtual:
                 heapq.heappop(self.jobs)[2].succeed()
             self._arm()
 
@@ -204,48 +206,49 @@ class Build:
     rng: random.Random
     outcome: Outcome
 
-    def thread(self, turns: simpy.Resource) -> Generator[simpy.Event, Any, None]:
+    def thread(self, turns: simpy.Resource, requests: Line) -> Generator[simpy.Event, Any, None]:
         """One of a worker's two threads: batch after batch."""
         while self.todo.items:
             work = yield self.todo.get()
-            yield from self.batch(work, turns)
+            yield from self.batch(work, turns, requests)
             hours = work.compute_s / 3600
             while self.rng.random() < hours * self.machine.lost_per_core_hour:  # the worker dies with it: once more
                 self.outcome.redone += 1
-                yield from self.batch(work, turns)
+                yield from self.batch(work, turns, requests)
             with self.head.request() as mine:
                 yield mine
                 yield self.env.timeout(self.costs["dask"]["head_ms"] / 1e3)
 
-    def batch(self, work: Work, turns: simpy.Resource) -> Generator[simpy.Event, Any, None]:
+    def batch(self, work: Work, turns: simpy.Resource, requests: Line) -> Generator[simpy.Event, Any, None]:
         """Its bytes arrive from now on, as far ahead as they may, and are processed when it is its turn."""
-        room = simpy.Container(self.env, self.machine.ahead_mb / 2, init=self.machine.ahead_mb / 2)
+        half = self.machine.ahead_mb / 2
+        room = simpy.Container(self.env, 2 * half, init=half)  # sums of what comes back are a little off
         arrived = simpy.Store(self.env)
-        self.env.process(self.fetch(work, room, arrived))
+        self.env.process(self.fetch(work, room, arrived, requests))
         with turns.request() as turn:
             yield turn
             for chunk in work.chunks:
                 held = yield arrived.get()
                 yield self.env.timeout(chunk.compute_s)
-                if held:
-                    yield room.put(held)
+                yield room.put(held)
             yield self.env.timeout(self.costs["dask"]["worker_ms"] / 1e3) & self.disk.use(work.out_mb)
 
-    def fetch(self, work: Work, room: simpy.Container, arrived: simpy.Store) -> Generator[simpy.Event, Any, None]:
+    def fetch(
+        self, work: Work, room: simpy.Container, arrived: simpy.Store, under_way: Line
+    ) -> Generator[simpy.Event, Any, None]:
         """Chunk after chunk: none is quicker than its requests' latency, the line and the bucket allow."""
         machine = self.machine
         yield self.env.timeout(2 * machine.latency_s)  # the listing, and the first answer
         for chunk in work.chunks:
-            held = min(chunk.mb, machine.ahead_mb / 2)
+            held = min(max(chunk.mb, 1e-6), machine.ahead_mb / 2 - 1e-6)
             yield room.get(held)
-            own = chunk.objects * machine.latency_s / machine.requests
-            if not machine.busy:
-                own = max(own, chunk.objects * self.costs["fetch"]["client_ms"] / 1e3)
+            own = 0.0 if machine.busy else chunk.objects * self.costs["fetch"]["client_ms"] / 1e3
             failures = sum(self.rng.random() < machine.failing for _ in range(chunk.objects)) if machine.failing else 0
             requests = chunk.objects + failures
             self.outcome.gets += requests
             pause = machine.retry_s if failures else 0.0
-            yield self.env.timeout(own + pause) & self.line.use(chunk.mb) & self.bucket.use(requests)
+            arrival = self.line.use(chunk.mb) & self.bucket.use(requests) & under_way.use(requests)
+            yield self.env.timeout(own + pause) & arrival
             yield arrived.put(held)
 
 
@@ -259,10 +262,12 @@ def ingest_s(works: Sequence[Work], machine: Machine, costs: Mapping[str, Any], 
         env, machine, costs, Line(env, machine.mb_per_s), Line(env, machine.requests_per_s),
         Line(env, hosts * disk_mb_s(costs)), simpy.Resource(env), todo, random.Random(seed), Outcome(),
     )  # fmt: skip
-    for _ in range(machine.slots):
-        turns = simpy.Resource(env)
-        for _ in range(2):
-            env.process(build.thread(turns))
+    # a latency is a rate: so many requests under way, each for so long
+    made = [
+        (simpy.Resource(env), Line(env, machine.requests / max(machine.latency_s, 1e-9))) for _ in range(machine.slots)
+    ]
+    for turns, requests in made + made:  # first a batch for each worker, then one for its other thread
+        env.process(build.thread(turns, requests))
     env.run()
     compute = sum(work.compute_s for work in works)
     found = build.outcome
