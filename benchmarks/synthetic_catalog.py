@@ -67,6 +67,28 @@ def hex_digits(rng: np.random.Generator, rows: int, digits: int) -> pa.Array:
     return pa.StringArray.from_buffers(rows, pa.py_buffer(offsets), pa.py_buffer(data))
 
 
+@dataclass(frozen=True, slots=True)
+class Pseudonyms:
+    """Sixteen hex digits for every number, the same ones at every call, of which none have to be kept."""
+
+    salt: int
+
+    def take(self, numbers: pa.Array) -> pa.Array:
+        """Those of these numbers."""
+        mixed = (np.asarray(numbers).astype(np.uint64) + np.uint64(self.salt)) * np.uint64(0x9E3779B97F4A7C15)
+        mixed ^= mixed >> np.uint64(31)
+        mixed *= np.uint64(0xBF58476D1CE4E5B9)
+        digits = (mixed ^ (mixed >> np.uint64(29))).astype(">u8").tobytes().hex().encode()
+        offsets = np.arange(0, len(digits) + 1, 16, dtype=np.int32)
+        return pa.StringArray.from_buffers(len(numbers), pa.py_buffer(offsets), pa.py_buffer(digits))
+
+
+def pseudonyms(seed: int) -> dict[str, Pseudonyms]:
+    """Those of patients, studies, frames of reference and series."""
+    names = ("patient", "study", "frame_of_reference", "series")
+    return {name: Pseudonyms((seed * len(names) + number) << 40) for number, name in enumerate(names)}
+
+
 def draw(rows: int, seed: int) -> Drawn:
     """The series and slices of a catalog of ``rows`` rows."""
     rng = np.random.default_rng(seed)
@@ -108,7 +130,7 @@ def draw(rows: int, seed: int) -> Drawn:
     return Drawn(columns, series[order], place[order], key[order])
 
 
-def chunk_table(drawn: Drawn, begin: int, end: int, seed: int, ids: dict[str, pa.Array]) -> pa.Table:
+def chunk_table(drawn: Drawn, begin: int, end: int, seed: int, ids: dict[str, Pseudonyms]) -> pa.Table:
     """The catalog's rows of the slices ``begin`` to ``end``, which are consecutive by key."""
     rng = np.random.default_rng((seed, begin))
     n, of, place = end - begin, drawn.series[begin:end], drawn.place[begin:end]
@@ -176,13 +198,7 @@ def _null_nan(values: npt.NDArray[np.float64]) -> pa.Array:
 def chunks(rows: int, seed: int = 0) -> Iterator[pa.Table]:
     """The chunks of a catalog of ``rows`` rows, in the order of keys; unsorted within."""
     drawn = draw(rows, seed)
-    rng = np.random.default_rng(seed + 1)
-    ids = {
-        "patient": hex_digits(rng, COLLECTIONS * 100_000, 16),
-        "study": hex_digits(rng, COLLECTIONS * 400_000, 16),
-        "frame_of_reference": hex_digits(rng, COLLECTIONS * 400_000, 16),
-        "series": hex_digits(rng, len(drawn.columns["slices"]), 16),
-    }
+    ids = pseudonyms(seed)
     for begin in range(0, rows, CATALOG_CHUNK_ROWS):
         yield chunk_table(drawn, begin, min(begin + CATALOG_CHUNK_ROWS, rows), seed, ids)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-from synthetic_catalog import chunk_table, draw, hex_digits
+from synthetic_catalog import chunk_table, draw, hex_digits, pseudonyms
 
 from lumid.catalog.layout import atomic_file
 from lumid.catalog.schema import CATALOG, REJECTS
@@ -44,27 +44,9 @@ def synthetic_lock(series: int, slices: int) -> pa.Table:
     return pa.table(columns, schema=LOCK).sort_by([("series", "ascending"), ("location", "ascending")])
 
 
-@dataclass(frozen=True, slots=True)
-class Pseudonyms:
-    """Sixteen hex digits for every number, the same ones at every call, of which none have to be kept."""
-
-    salt: int
-
-    def take(self, numbers: pa.Array) -> pa.Array:
-        """Those of these numbers."""
-        mixed = (np.asarray(numbers).astype(np.uint64) + np.uint64(self.salt)) * np.uint64(0x9E3779B97F4A7C15)
-        mixed ^= mixed >> np.uint64(31)
-        mixed *= np.uint64(0xBF58476D1CE4E5B9)
-        digits = (mixed ^ (mixed >> np.uint64(29))).astype(">u8").tobytes().hex().encode()
-        offsets = np.arange(0, len(digits) + 1, 16, dtype=np.int32)
-        return pa.StringArray.from_buffers(len(numbers), pa.py_buffer(offsets), pa.py_buffer(digits))
-
-
 def synthetic_rows(rows: int, seed: int = 0) -> pa.Table:
     """So many rows in the order of their keys, series and all."""
-    names = ("patient", "study", "frame_of_reference", "series")
-    ids = {name: Pseudonyms(seed * len(names) + number << 40) for number, name in enumerate(names)}
-    return chunk_table(draw(rows, seed), 0, rows, seed, ids)
+    return chunk_table(draw(rows, seed), 0, rows, seed, pseudonyms(seed))
 
 
 @dataclass(frozen=True, slots=True)
