@@ -39,7 +39,7 @@ from build import build
 from distributed import Client
 from rich.console import Console
 from slices import Given, Template, listed, run_lumid, templates
-from synthetic_parts import Sizes, idc_recipe, noop_task, synthetic_lock, synthetic_rows, write_one, write_parts
+from synthetic_parts import Sizes, idc_recipe, noop_task, synthetic_lock, synthetic_rows, write_parts
 
 from lumid.catalog.layout import Layout
 from lumid.dags.build import build as run_build
@@ -55,7 +55,7 @@ from lumid.pipeline.batches import make_batches
 from lumid.pipeline.decode import quiet_libraries
 from lumid.pipeline.lock import series_of
 from lumid.pipeline.pack import build_index, pack_shard, plan_catalog, plan_shards, write_catalog_chunk
-from lumid.pipeline.parts import PartFiles, choose, read_account
+from lumid.pipeline.parts import PartAccount, PartFiles, SeriesAccount, choose, read_account, write_rows
 from lumid.pipeline.recipe import FetchSettings
 from lumid.pipeline.sources.folder import pydicom_files
 from lumid.pipeline.sources.idc import IdcSource
@@ -228,12 +228,13 @@ def resume(counts: Sequence[int]) -> None:
             rows = synthetic_rows(1000).slice(0, 20).combine_chunks()
             with noting_in(layout) as note:
                 for batch in make_batches(series_of(lock, 0), 0, recipe.hash(), 1000):
-                    files = write_one(
-                        layout.parts, batch.id, rows, [500] * 20, bytes(10_000), [s.lock_row for s in batch.series]
-                    )
-                    note(files, read_account(files))
+                    files, mine = PartFiles(layout.parts, batch.id), [one.lock_row for one in batch.series]
+                    series = tuple(SeriesAccount(one.lock_row, one.frames, one.frames, 0) for one in batch.series)
+                    account = PartAccount(series, batch.bytes, 0, 4.0)
+                    write_rows(files, rows, list(itertools.islice(itertools.cycle(mine), rows.num_rows)), account)
+                    note(files, account)
             wall, processor = in_fresh_process(resumed, layout.root, lock)
-            layout.journal.unlink()
+            (layout.work / "accounts.jsonl").unlink()
             _, without = in_fresh_process(resumed, layout.root, lock)
             first = first or processor / count
             print(
