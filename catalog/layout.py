@@ -93,8 +93,13 @@ class Layout(Generic[P]):
         return cast("P", self.work / "build.json")
 
     @property
-    def log(self) -> Path:
-        """What has happened in a build under way, as lines of JSON; on this machine, for they are appended."""
+    def log(self) -> P:
+        """What has happened in a build under way, as lines of JSON."""
+        return cast("P", self.work / "log.jsonl")
+
+    @property
+    def own_log(self) -> Path:
+        """Where lines are appended to it: on this machine, as nothing can be appended in a store."""
         return self.local / "log.jsonl"
 
 

@@ -189,6 +189,16 @@ def entity_tag(path: StorePath) -> dict[str, Any] | None:
     return _tag(about)
 
 
+def changed_at(path: AnyPath) -> float | None:
+    """When a file or an object was written, in seconds since 1970; None where there is none."""
+    try:
+        if not isinstance(path, StorePath):
+            return path.stat().st_mtime
+        return _answer(path, lambda store: obstore.head(store, path.key))["last_modified"].timestamp()
+    except FileNotFoundError:
+        return None
+
+
 def conditional_put(path: StorePath, data: bytes, before: dict[str, Any] | None) -> dict[str, Any] | None:
     """Write an object if it is as it was ``before``, or if there is none; its tag, or None when that was not so."""
     try:

@@ -31,6 +31,7 @@ from lumid.dags.claim import Claim, claimed, nothing_unpacked_left, remove_work
 from lumid.dags.cluster import ClusterSettings, open_cluster
 from lumid.dags.grow import check_growth, growing_base, take
 from lumid.dags.ingesting import built_parts, ingest_batches
+from lumid.dags.log_copy import LogCopy
 from lumid.dags.packing import Packed, pack
 from lumid.dags.planning import pin_series, pinned_before, plan_again, plan_build
 from lumid.dags.progress import BuildProgress
@@ -101,13 +102,16 @@ def build(
                 progress,
                 open_cluster(cluster, layout.local / "scratch", progress.waiting) as client,
                 watching(client, progress, recipe.name),
+                LogCopy(layout) as log,
             ):
-                return _build(client, recipe, layout, claim, progress, lock, sources, listings, finished, again, grown)
+                return _build(
+                    client, recipe, layout, claim, log, progress, lock, sources, listings, finished, again, grown
+                )
 
 
 def _build(
-    client: Client, recipe: Recipe, layout: Layout[AnyPath], claim: Claim, progress: BuildProgress, lock: pa.Table | None,
-    sources: dict[int, ListedSource], listings: dict[int, Listing], finished: Manifest | None, again: Again | None,
+    client: Client, recipe: Recipe, layout: Layout[AnyPath], claim: Claim, log: LogCopy, progress: BuildProgress,
+    lock: pa.Table | None, sources: dict[int, ListedSource], listings: dict[int, Listing], finished: Manifest | None, again: Again | None,
     grown: Finished | None,
 ) -> BuildResult:  # fmt: skip
     """All stages, on a cluster, with the folder claimed."""
@@ -126,6 +130,7 @@ def _build(
     else:
         if finished is not None:
             if not _anything_new(generations, again):
+                log.end()
                 remove_work(layout)
                 return BuildResult(finished, already_finished=True)
             lay_own_base(layout, progress)
@@ -141,6 +146,7 @@ def _build(
     asked = {"requests": [asdict(one) for one in requests_of(layout)]}
     manifest = replace(packed.manifest, build=facts | asked)
     claim.check()
+    log.end()
     _commit(layout, packed, manifest)
     progress.done()
     return BuildResult(manifest, already_finished=False)

@@ -17,7 +17,7 @@ from typing import Any, TextIO
 from lumid.catalog.errors import LumidError, StorageError
 from lumid.catalog.layout import Layout
 from lumid.catalog.paths import AnyPath, StorePath, conditional_put, entity_tag, remove_below, sizes
-from lumid.dags.status import write_state
+from lumid.dags.state import write_state
 from lumid.pipeline.recipe import Recipe
 
 BEAT_S = 10.0

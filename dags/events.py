@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from lumid.catalog.errors import LumidError, StorageError
+from lumid.catalog.paths import AnyPath
 from lumid.catalog.schema import REASONS
 from lumid.dags.quiet import place_of
 from lumid.pipeline.traffic import ARCHIVES, OPERATIONS, OUTCOMES, Traffic
@@ -237,7 +238,7 @@ class Event:
     fields: Mapping[str, Any]
 
 
-def read_events(path: Path) -> Iterator[Event]:
+def read_events(path: AnyPath) -> Iterator[Event]:
     """The events of a log in their order; lines that are none are passed over, and a log that is not there has none."""
     try:
         data = path.read_bytes()

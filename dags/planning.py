@@ -14,7 +14,7 @@ from lumid.catalog.layout import Layout, write_table
 from lumid.catalog.lock import LOCK
 from lumid.catalog.paths import AnyPath, read_parquet, sizes
 from lumid.dags.progress import BuildProgress
-from lumid.dags.status import write_state
+from lumid.dags.state import write_state
 from lumid.dags.tasks import Failure, guarded, run_tasks
 from lumid.pipeline.batches import Batch, make_batches
 from lumid.pipeline.lock import lock_hash, lock_table, series_of

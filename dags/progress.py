@@ -24,6 +24,7 @@ from lumid._version import __version__
 from lumid.catalog.layout import Layout, storage_errors
 from lumid.catalog.paths import AnyPath
 from lumid.dags.events import EventLog
+from lumid.dags.log_copy import earlier_log
 from lumid.dags.metrics import BuildState
 from lumid.dags.watch import TaskWatch
 from lumid.pipeline import traffic
@@ -78,7 +79,8 @@ class BuildProgress:
     @contextmanager
     def recording(self, layout: Layout[AnyPath], recipe: Recipe) -> Iterator[None]:
         """As long as this lasts, events are kept beside the build, for `lumid status`."""
-        with self.events.writing(layout.log), self.events.told_how_it_ends(), storage_errors(layout.root):
+        earlier_log(layout)
+        with self.events.writing(layout.own_log), self.events.told_how_it_ends(), storage_errors(layout.root):
             self.events.tell(
                 "build_begun",
                 name=recipe.name,

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import re
+import time
 from typing import Any
 
 from lumid.catalog.errors import DatasetError
 from lumid.catalog.json_files import read_json
-from lumid.catalog.layout import Layout
+from lumid.catalog.layout import Layout, write_text
 from lumid.catalog.paths import AnyPath
 
 KINDS: dict[str, type] = {
@@ -32,3 +34,9 @@ def read_state(layout: Layout[AnyPath]) -> dict[str, Any]:
     ):
         raise DatasetError(f"{layout.state}: is damaged; {mend}")
     return state
+
+
+def write_state(layout: Layout[AnyPath], **facts: Any) -> None:
+    """Update what `lumid status` reads."""
+    state = read_state(layout) if layout.state.is_file() else {"started": time.time()}
+    write_text(layout.state, json.dumps(state | facts) + "\n")

@@ -7,17 +7,15 @@ take seconds to read. Parts of which the log does not know, for the build was ki
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
 
-from lumid.catalog.layout import Layout, read_manifest, write_text
-from lumid.catalog.paths import AnyPath
+from lumid.catalog.layout import Layout, read_manifest
+from lumid.catalog.paths import AnyPath, StorePath, changed_at, sizes
+from lumid.dags import claim
 from lumid.dags.events import Event, read_events
 from lumid.dags.prices import FREE, Cost, cost_of
 from lumid.dags.state import read_state
@@ -87,12 +85,12 @@ class Status:
     advice: str | None = None
 
 
-def status(root: Path) -> Status:
+def status(root: AnyPath) -> Status:
     """The status of the data set at ``root``.
 
     Raises :class:`~lumid.catalog.errors.DatasetError` when there is neither a data set nor a build.
     """
-    layout = Layout(root)
+    layout: Layout[AnyPath] = Layout(root)
     running = _is_running(layout)
     # what a finished data set lacks may be on its way
     if (layout.manifest.is_file() and not running) or not layout.state.is_file():
@@ -104,13 +102,13 @@ def status(root: Path) -> Status:
     for one in counts:
         total.update(one.rejects)
     series = dict(zip(state.get("batch_ids", []), state.get("batch_series", []), strict=False))
-    now = time.time() if running else (run.last_word or layout.state.stat().st_mtime)
+    now = time.time() if running else (run.last_word or changed_at(layout.state) or time.time())
     seconds = max(0.0, now - (run.begun or now))
     requests = together(run.traffic)
     return Status(
         state="running" if running else "stopped",
         name=state["recipe_name"],
-        phase=run.phase or (STARTING if running else state["phase"]),
+        phase=run.phase or (STARTING if running and not state["batches"] else state["phase"]),
         batches_done=len(counts),
         batches=state["batches"],
         objects_done=sum(one.objects for one in counts),
@@ -139,7 +137,7 @@ def status(root: Path) -> Status:
     )
 
 
-def _finished(layout: Layout) -> Status:
+def _finished(layout: Layout[AnyPath]) -> Status:
     """Of a data set that is whole; what it lacks may be on its way."""
     manifest = read_manifest(layout.root)
     counts, facts = manifest.counts, manifest.build
@@ -170,7 +168,7 @@ def _finished(layout: Layout) -> Status:
 
 def requests_of(layout: Layout[AnyPath]) -> tuple[Traffic, ...]:
     """What all runs of a build under way have asked for so far."""
-    return together(_Run.of(read_events(layout.log)).traffic)
+    return together(_Run.of(read_events(layout.own_log)).traffic)
 
 
 @dataclass(frozen=True, slots=True)
@@ -289,12 +287,9 @@ class _Run:
         return round((self.phase_total - self.phase_done) * (now - self.phase_begun) / made, 1)
 
 
-def _counts(layout: Layout, batches: Sequence[str], run: _Run) -> list[_Batch]:
+def _counts(layout: Layout[AnyPath], batches: Sequence[str], run: _Run) -> list[_Batch]:
     """What has become of the batches that have a part: by the log, and by the parts where it does not know of them."""
-    try:
-        there = {entry.name for entry in os.scandir(layout.parts)}
-    except OSError:
-        return []
+    there = _names(layout.parts)
     found = []
     for batch in batches:
         if f"{batch}.parquet" in there:
@@ -304,7 +299,16 @@ def _counts(layout: Layout, batches: Sequence[str], run: _Run) -> list[_Batch]:
     return found
 
 
-def _read(layout: Layout, batch: str, there: set[str]) -> _Batch:
+def _names(folder: AnyPath) -> set[str]:
+    if isinstance(folder, StorePath):
+        return set(sizes(folder))
+    try:
+        return {entry.name for entry in os.scandir(folder)}
+    except OSError:
+        return set()
+
+
+def _read(layout: Layout[AnyPath], batch: str, there: set[str]) -> _Batch:
     # seldom wanted, and what it brings along takes longer to import than all else here to run
     from lumid.pipeline.parts import choose, finished_parts, read_account, read_rejects
 
@@ -338,18 +342,16 @@ def _why(run: _Run) -> str:
     return "it was killed, or the machine went down: its log ends without a word on why"
 
 
-def _is_running(layout: Layout) -> bool:
+def _is_running(layout: Layout[AnyPath]) -> bool:
+    place = layout.work / claim.CLAIM
+    if isinstance(place, StorePath):
+        changed = changed_at(place)
+        return changed is not None and abs(time.time() - changed) < claim.SILENT_S
     try:
-        with (layout.work / "running").open("r") as file:
+        with place.open("r") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
     except OSError:
         return False
     return False
-
-
-def write_state(layout: Layout[AnyPath], **facts: Any) -> None:
-    """Update what `lumid status` reads."""
-    state = read_state(layout) if layout.state.is_file() else {"started": time.time()}
-    write_text(layout.state, json.dumps(state | facts) + "\n")

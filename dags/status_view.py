@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 from collections import Counter
 from collections.abc import Iterator
-from pathlib import Path
 
 from rich.console import Group, RenderableType
 from rich.markup import escape
@@ -13,6 +12,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from lumid.catalog.paths import AnyPath
 from lumid.dags.prices import PROVIDERS
 from lumid.dags.status import RECENT_S, Rate, Running, Status
 
@@ -21,7 +21,7 @@ MOST_CODES = 6
 UNITS = {"scan": "objects", "ingest": "objects", "check": "bytes", "pack": "shards and catalog files"}
 
 
-def view(dataset: Path, found: Status, now: float, *, bar: bool) -> RenderableType:
+def view(dataset: AnyPath, found: Status, now: float, *, bar: bool) -> RenderableType:
     """A headline and a line a subject, with a ``bar`` or without; ``now`` in seconds since 1970."""
     note = f"; {found.phase}" if found.state == "finished" and found.phase != "done" else ""
     head = Text.from_markup(

@@ -230,7 +230,7 @@ WATCH_EVERY_S = 2.0
 
 @app.command()
 def status(
-    dataset: Annotated[Path, typer.Argument(help="Folder of a data set or of a build under way.")],
+    dataset: Annotated[str, typer.Argument(help="Folder or URL of a data set or of a build under way.")],
     watch: Annotated[bool, typer.Option("--watch", help="Show it until the build ends or you press Ctrl-C.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
 ) -> None:
@@ -241,29 +241,33 @@ def status(
         lumid status /data/mine
 
         lumid status /data/mine --watch
+
+        lumid status s3://bucket/lumid
     """
+    from lumid.catalog.paths import data_path
     from lumid.dags.cli import Stopped
     from lumid.dags.status import status as look
     from lumid.dags.status_view import view
 
+    root = data_path(dataset)
     if watch and as_json:
         raise UsageError("--watch is to look at, --json to read by a program: give one of them")
     if as_json:
-        typer.echo(json.dumps(asdict(look(dataset))))
+        typer.echo(json.dumps(asdict(look(root))))
         return
     console = Console(highlight=False)
     if not console.is_terminal:
         console.width = 160
 
     def shown(found: Status) -> RenderableType:
-        return view(dataset, found, time.time(), bar=console.is_terminal)
+        return view(root, found, time.time(), bar=console.is_terminal)
 
-    found = look(dataset)
+    found = look(root)
     if not watch:
         console.print(shown(found))
         return
     with suppress(Stopped), Live(shown(found), console=console, auto_refresh=False) as live:
         while found.state == "running":
             time.sleep(WATCH_EVERY_S)
-            found = look(dataset)
+            found = look(root)
             live.update(shown(found), refresh=True)

@@ -15,13 +15,15 @@ import pytest
 from rich.console import Console
 
 from lumid.catalog.errors import LumidError, UsageError
-from lumid.catalog.layout import Manifest, read_manifest
+from lumid.catalog.layout import Layout, Manifest, read_manifest
 from lumid.catalog.paths import data_path, sizes
 from lumid.catalog.verify import verify
-from lumid.dags import claim
+from lumid.dags import claim, log_copy
 from lumid.dags.build import build
 from lumid.dags.cluster import ClusterSettings
+from lumid.dags.log_copy import LogCopy, earlier_log
 from lumid.dags.progress import BuildProgress
+from lumid.dags.status import status
 from lumid.pipeline.recipe import Recipe
 from lumid.pipeline.recipe_files import load_recipe
 from tests.dags.command import TIMEOUT_S, content, lumid, start, stored
@@ -88,8 +90,13 @@ def test_killed_and_gone_on_with_elsewhere(built_study: Path, recipe: Path, buck
     url = f"s3://{bucket[0]}/data"
     process = start("build", recipe, "--out", url, "--workers", "2")
     wait_for(lambda: len(parts(url)) >= 5)
+    found = status(data_path(url))
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
+    assert (found.state, found.phase) == ("running", "ingest")
+    assert 5 <= found.batches_done < found.batches == 25
+    time.sleep(claim.SILENT_S)
+    assert (status(data_path(url)).state, status(data_path(url)).objects) == ("stopped", 241)
     had = {name: (data_path(url) / ".build" / "parts" / name).read_bytes() for name in parts(url)}
     said: list[str] = []
     progress = BuildProgress(Console(quiet=True))
@@ -98,6 +105,25 @@ def test_killed_and_gone_on_with_elsewhere(built_study: Path, recipe: Path, buck
     assert "alive" in said[0]
     assert len(had) >= 5
     assert stored(url) == content(built_study)
+
+
+def test_the_log_is_copied_to_the_store(tmp_path: Path, bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(log_copy, "COPY_EVERY_S", 0.05)
+    layout = Layout(data_path(f"s3://{bucket[0]}/data"), tmp_path)
+    layout.own_log.write_text("one\n")
+    with LogCopy(layout):
+        wait_for(layout.log.is_file)
+        layout.own_log.write_text("one\ntwo\n")
+        wait_for(lambda: layout.log.read_text() == "one\ntwo\n")
+        layout.own_log.write_text("one\ntwo\nthree\n")
+    assert layout.log.read_text() == "one\ntwo\nthree\n"
+    with LogCopy(layout) as copy:
+        copy.end()
+        layout.own_log.write_text("gone")
+    assert layout.log.read_text() != "gone", "the build has removed it"
+    layout.own_log.unlink()
+    earlier_log(layout)
+    assert layout.own_log.read_text() == "one\ntwo\nthree\n"
 
 
 def test_a_killed_worker(built_study: Path, recipe: Path, bucket: Bucket) -> None:

@@ -25,7 +25,8 @@ from lumid.dags.cluster import ClusterSettings
 from lumid.dags.events import EVENTS, FIELDS, EventLog, read_events
 from lumid.dags.prices import cost_of
 from lumid.dags.progress import BuildProgress
-from lumid.dags.status import Status, status, write_state
+from lumid.dags.state import write_state
+from lumid.dags.status import Status, status
 from lumid.dags.status_view import view
 from lumid.pipeline.parts import PartFiles, finished_parts, read_account
 from lumid.pipeline.recipe_files import load_recipe
