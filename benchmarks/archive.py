@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import io
 import itertools
 import multiprocessing
 import time
@@ -18,15 +19,40 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 import pyarrow as pa
-from slices import Template
+from slices import ROOT, Template
 
 from lumid.catalog.keys import PUBLIC_SECRET, Keyer
 from lumid.pipeline.lock import LOCK
 
 BUCKET = "bench"
 PIECE = 64 << 10
+
+
+def copies(template: Template, series: int, count: int) -> Iterator[bytes]:
+    """Files of one series: the first of :meth:`Template.replica`, under other UIDs, with its pixels turned round.
+
+    What differs has the same length in each, so that none but the first has to be written by pydicom.
+    """
+    data, root = template.dataset, f"{ROOT}1.{10_000 + series}"
+    data.SOPInstanceUID = data.file_meta.MediaStorageSOPInstanceUID = f"{root}.{10_000}"
+    data.SeriesInstanceUID = f"{root}.2"
+    if data.Modality in ("CT", "MR"):
+        data.ImagePositionPatient = [-250.0, -250.0, 10_000.0]
+    data.PixelData = template.pixels.tobytes()
+    buffer = io.BytesIO()
+    data.save_as(buffer, enforce_file_format=True)
+    head = buffer.getvalue()[: -len(data.PixelData)]
+    for place in range(count):
+        pixels = np.roll(template.pixels, (3 * place + 1, 5 * place + 2 * series), (0, 1))
+        yield (
+            head.replace(f"{root}.10000".encode(), f"{root}.{10_000 + place}".encode()).replace(
+                b"10000.0", f"{10_000 + place}.0".encode()
+            )
+            + pixels.tobytes()
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,8 +73,7 @@ def make_archive(root: Path, kinds: Sequence[Kind], templates: Mapping[str, Sequ
             uuid = hashlib.md5(f"{kind.name}{one}".encode(), usedforsecurity=False).hexdigest()
             folder, size = root / uuid, 0
             folder.mkdir(parents=True)
-            for place in range(kind.slices):
-                data = template.replica(number, place)
+            for place, data in enumerate(copies(template, number, kind.slices)):
                 (folder / f"{place:05}.dcm").write_bytes(data)
                 size += len(data)
             rows.append(

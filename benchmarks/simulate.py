@@ -179,10 +179,10 @@ class Line:
         if self.jobs:
             end = self.jobs[0][0]
             wait = max(0.0, end - self.virtual) * len(self.jobs) / self.rate
-            self.env.process(self._ring(wait, end, self.alarm))
+            number = self.alarm
+            self.env.timeout(wait).callbacks.append(lambda _: self._ring(end, number))
 
-    def _ring(self, wait: float, end: float, alarm: int) -> Generator[simpy.Event, None, None]:
-        yield self.env.timeout(wait)
+    def _ring(self, end: float, alarm: int) -> None:
         if alarm == self.alarm:
             self._advance()
             self.virtual = max(self.virtual, end)  # however small the wait was for the clock
@@ -300,7 +300,7 @@ def archived(costs: Mapping[str, Any], machine: Machine, batch_slices: int, seed
         scale = (kind.objects - kind.series) / sum(drawn)
         series += [(name, 1 + round(one * scale)) for one in drawn]
     rng.shuffle(series)
-    return [make_work(group, costs, machine, rng) for group in _filled(series, batch_slices)]
+    return [make_work(group, costs, machine, rng, per_chunk=200) for group in _filled(series, batch_slices)]
 
 
 def _filled(series: Sequence[tuple[str, int]], batch_slices: int) -> Iterator[list[tuple[str, int]]]:
