@@ -48,7 +48,7 @@ from lumid.dags.cluster import ClusterSettings, open_cluster
 from lumid.dags.ingesting import built_parts, ingest_batches
 from lumid.dags.journal import noting
 from lumid.dags.packing import pack
-from lumid.dags.planning import plan_build
+from lumid.dags.planning import pin_series, plan_build
 from lumid.dags.progress import BuildProgress
 from lumid.dags.tasks import run_tasks
 from lumid.pipeline.batches import make_batches
@@ -258,7 +258,7 @@ def resumed(root: Path, lock: Any) -> tuple[float, float]:
         clocked(spent, "all"),
         claimed(layout, recipe),
     ):
-        plan = plan_build(client, recipe, {}, {}, lock, layout, quiet())
+        plan = plan_build(recipe, pin_series(client, recipe, {}, {}, lock, layout, quiet()), layout)
         ingest_batches(client, recipe, plan, layout, quiet())
         found = choose(built_parts(plan, layout))
     assert len(found) == len(plan.batches)

@@ -31,6 +31,7 @@ from tests.fake_idc import s3_server
 from tests.servers import before
 
 Bucket = tuple[str, Any]
+OF_ANOTHER = b'{"recipe_name": "other", "recipe_hash": "0", "phase": "scan", "batches": 0}'
 
 
 def run(recipe: Path | Recipe, url: str) -> Manifest:
@@ -85,7 +86,9 @@ def test_what_is_damaged_in_a_store_is_found(recipe: Path, built_study: Path, bu
     assert {"shard_missing", "sample_damaged", "stray_file"} <= {finding.code for finding in found.findings}
 
 
-def test_killed_and_gone_on_with_elsewhere(built_study: Path, recipe: Path, bucket: Bucket, quick_lease: None) -> None:
+def test_killed_and_gone_on_with_elsewhere(
+    built_study: Path, recipe: Path, bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The head and all its workers are killed; another machine takes over, and makes no finished batch again."""
     url = f"s3://{bucket[0]}/data"
     process = start("build", recipe, "--out", url, "--workers", "2")
@@ -95,6 +98,7 @@ def test_killed_and_gone_on_with_elsewhere(built_study: Path, recipe: Path, buck
     process.communicate()
     assert (found.state, found.phase) == ("running", "ingest")
     assert 5 <= found.batches_done < found.batches == 25
+    monkeypatch.setattr(claim, "SILENT_S", 1.5)
     time.sleep(claim.SILENT_S)
     assert (status(data_path(url)).state, status(data_path(url)).objects) == ("stopped", 241)
     had = {name: (data_path(url) / ".build" / "parts" / name).read_bytes() for name in parts(url)}
@@ -126,6 +130,7 @@ def test_the_log_is_copied_to_the_store(tmp_path: Path, bucket: Bucket, monkeypa
     assert layout.own_log.read_text() == "one\ntwo\nthree\n"
 
 
+@pytest.mark.slow
 def test_a_killed_worker(built_study: Path, recipe: Path, bucket: Bucket) -> None:
     url = f"s3://{bucket[0]}/data"
     process = start("build", recipe, "--out", url, "--workers", "2")
@@ -177,7 +182,7 @@ def test_what_is_in_the_way_is_left_alone(recipe: Path, bucket: Bucket, quick_le
     client.put_object(Bucket=name, Key="data/mine.txt", Body=b"mine")
     with pytest.raises(UsageError, match="is not empty"):
         run(recipe, f"s3://{name}/data")
-    client.put_object(Bucket=name, Key="other/.build/build.json", Body=b'{"recipe_hash": "of another"}')
+    client.put_object(Bucket=name, Key="other/.build/build.json", Body=OF_ANOTHER)
     with pytest.raises(UsageError, match="unfinished build of another recipe"):
         run(recipe, f"s3://{name}/other")
     assert sizes(data_path(f"s3://{name}/data")) == {"mine.txt": 4}

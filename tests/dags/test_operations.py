@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import signal
+import time
 import urllib.request
 from collections import Counter
 from datetime import UTC, datetime
@@ -19,6 +20,7 @@ from rich.console import Console
 from lumid.catalog.errors import LumidError, StorageError, UsageError
 from lumid.catalog.layout import Layout, Manifest, storage_errors
 from lumid.catalog.paths import sizes
+from lumid.dags import watch
 from lumid.dags.build import build
 from lumid.dags.cli.build import log_to
 from lumid.dags.cluster import ClusterSettings
@@ -313,15 +315,22 @@ def test_a_log_inside_the_data_set_is_refused(tmp_path: Path) -> None:
 # ---- metrics
 
 
-def test_scheduler_and_workers_serve_metrics(recipe: Path, shared_cluster: ClusterSettings, tmp_path: Path) -> None:
+def test_scheduler_and_workers_serve_metrics(
+    recipe: Path, shared_cluster: ClusterSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pytest.importorskip("prometheus_client")
+    monkeypatch.setattr(watch, "METRICS_EVERY_S", 0.05)
     with Client(shared_cluster.scheduler, set_as_default=False) as client:
         seen: list[str] = []
 
         class Looking(BuildProgress):
             def begin_pack(self, pieces: int) -> None:
+                until = time.monotonic() + 20
+                while 'phase="ingest"} 1.0' not in (page := _get(client.scheduler_info()["services"]["dashboard"])):
+                    assert time.monotonic() < until, page
+                    time.sleep(0.05)
+                seen.append(page)
                 super().begin_pack(pieces)
-                seen.append(_get(client.scheduler_info()["services"]["dashboard"]))
 
         before = _sums(client)
         manifest = build(
