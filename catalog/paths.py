@@ -20,12 +20,21 @@ from typing import Any, BinaryIO, TypeVar, cast
 import obstore
 import pyarrow as pa
 import pyarrow.parquet as pq
-from obstore.exceptions import AlreadyExistsError
 from obstore.store import ObjectStore
 
 from lumid.catalog.errors import DatasetError, StorageError
 from lumid.catalog.shards import read_range
-from lumid.catalog.stores import CREDENTIALS, GONE, NOT_MET, STORE_ERRORS, open_store, tried, why_not, why_not_written
+from lumid.catalog.stores import (
+    CREDENTIALS,
+    GONE,
+    NOT_MET,
+    STORE_ERRORS,
+    create_object,
+    open_store,
+    tried,
+    why_not,
+    why_not_written,
+)
 
 REQUESTS = 16
 """Requests that one process has under way at once."""
@@ -98,15 +107,8 @@ class StorePath:
 
     def create(self, data: bytes) -> bool:
         """Write the object if there is none; whether it holds this now: an answer that was lost finds its own."""
-
-        def attempt(store: ObjectStore) -> None:
-            try:
-                obstore.put(store, self.key, data, mode="create")
-            except AlreadyExistsError:
-                return
-
         with _in_words(self, why_not_written):
-            tried(lambda: attempt(_store(self.url)))
+            create_object(_store(self.url), self.key, data)
         return self.read_bytes() == data
 
     def unlink(self, missing_ok: bool = False) -> None:

@@ -8,12 +8,11 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 import obstore
-from obstore.exceptions import AlreadyExistsError
 from obstore.store import ObjectStore
 
 from lumid.catalog.errors import LumidError, StorageError, UsageError
 from lumid.catalog.layout import Layout, Manifest, parse_manifest, read_manifest
-from lumid.catalog.stores import GONE, STORE_ERRORS, open_store, tried, why_not_written
+from lumid.catalog.stores import GONE, STORE_ERRORS, create_object, open_store, tried, why_not_written
 
 COMMIT = "dataset.json"
 CLAIM = "publishing"
@@ -35,7 +34,7 @@ def publish(root: Path, url: str, progress: Callable[[int, int], None] | None = 
         _claim(store, url, ours)
         if not _is_committed(store, url, ours):
             _put_all(store, root, files, progress)
-            _create(store, COMMIT, ours)
+            create_object(store, COMMIT, ours)
             if not _is_committed(store, url, ours):
                 raise LumidError(f"{url}: {COMMIT} was written and cannot be read; run the same command again")
         tried(lambda: obstore.delete(store, CLAIM))
@@ -61,7 +60,7 @@ def _claim(store: ObjectStore, url: str, manifest: bytes) -> None:
     if CLAIM not in there and COMMIT not in there and there:
         raise UsageError(f"{url}: is not empty and holds no lumid data set; choose another prefix")
     mine = hashlib.sha256(manifest).hexdigest().encode()
-    _create(store, CLAIM, mine)
+    create_object(store, CLAIM, mine)
     try:
         holder = tried(lambda: bytes(obstore.get(store, CLAIM).bytes()))
     except GONE:  # whoever had it has just ended, and a claim goes only after a commit: that is looked at next
@@ -88,18 +87,6 @@ def _is_committed(store: ObjectStore, url: str, manifest: bytes) -> bool:
 
 def _listing(store: ObjectStore) -> dict[str, int]:
     return tried(lambda: {one["path"]: one["size"] for page in obstore.list(store) for one in page})
-
-
-def _create(store: ObjectStore, name: str, data: bytes) -> None:
-    """Write an object if there is none. A put whose answer was lost finds its own: the caller compares."""
-
-    def attempt() -> None:
-        try:
-            obstore.put(store, name, data, mode="create")
-        except AlreadyExistsError:
-            return
-
-    tried(attempt)
 
 
 def _put_all(

@@ -114,6 +114,21 @@ def tried(
                 raise
 
 
+def create_object(store: ObjectStore, name: str, data: bytes) -> None:
+    """Write an object if there is none. A put whose answer was lost finds its own: the caller compares.
+
+    Raises the last of :data:`STORE_ERRORS`.
+    """
+
+    def attempt() -> None:
+        try:
+            obstore.put(store, name, data, mode="create")
+        except AlreadyExistsError:
+            return
+
+    tried(attempt)
+
+
 _never = threading.Event()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import http.server
+import random
 import re
 import socket
 import struct
@@ -335,6 +336,19 @@ class _Handler(http.server.BaseHTTPRequestHandler):
                 self.connection.shutdown(socket.SHUT_RDWR)
         elif self.server_of_files.chunked:
             self.wfile.write(b"0\r\n\r\n")
+
+
+def now_and_then(share: float, seed: int = 5) -> tuple[Callable[[str], int | None], list[str]]:
+    """For :func:`before`: 503 for this share of the requests, and the commands that were refused so far."""
+    draw, refused = random.Random(seed), list[str]()
+
+    def status(command: str) -> int | None:
+        if draw.random() >= share:
+            return None
+        refused.append(command)
+        return 503
+
+    return status, refused
 
 
 @contextmanager

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import os
-import random
 import signal
 import subprocess
 import sys
@@ -20,7 +19,7 @@ from lumid.catalog.publish import CLAIM, COMMIT, publish
 from lumid.catalog.query import count_samples
 from tests.factory import make_image, make_sample, write_dataset
 from tests.fake_idc import s3_server
-from tests.servers import before
+from tests.servers import before, now_and_then
 
 
 def contents(bucket: tuple[str, Any], prefix: str = "p/") -> dict[str, bytes]:
@@ -102,15 +101,8 @@ def test_no_bucket_is_one_line(built: Path, bucket: tuple[str, Any]) -> None:
 
 @pytest.mark.parametrize("answered", [False, True])
 def test_flapping_store(built: Path, bucket: tuple[str, Any], monkeypatch: pytest.MonkeyPatch, answered: bool) -> None:
-    draw, refused = random.Random(5), []
-
-    def status(command: str) -> int | None:
-        if draw.random() < 0.25:
-            refused.append(command)
-            return 503
-        return None
-
-    with before(s3_server(), status, answered=answered) as url:
+    refuse, refused = now_and_then(0.25)
+    with before(s3_server(), refuse, answered=answered) as url:
         monkeypatch.setenv("AWS_ENDPOINT_URL", url)
         publish(built, f"s3://{bucket[0]}/p")
     assert "PUT" in refused

@@ -11,6 +11,7 @@ from typing import Any
 import duckdb
 import pytest
 
+from tests.crash import CRASH
 from tests.dags.command import content, lumid
 from tests.dicom import as_bytes, gradient, image
 
@@ -37,16 +38,6 @@ def test_a_full_disk_is_one_line_and_the_next_run_goes_on(recipe: Path, built_st
 
 
 ROOT = Path(__file__).resolve().parents[2]
-CRASH = """
-import os
-from lumid.pipeline import parse
-_walk = parse.plain_header
-def walk(data):
-    if b"POISON" in data:
-        os.kill(os.getpid(), 9)
-    return _walk(data)
-parse.plain_header = walk
-"""
 
 
 def test_an_object_that_kills_its_worker_is_found_and_rejected(study: Path, tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ from lumid.pipeline.recipe import Recipe
 from lumid.pipeline.recipe_files import load_recipe
 from tests.dags.command import TIMEOUT_S, content, lumid, start, stored
 from tests.fake_idc import s3_server
-from tests.servers import before
+from tests.servers import before, now_and_then
 
 Bucket = tuple[str, Any]
 OF_ANOTHER = b'{"recipe_name": "other", "recipe_hash": "0", "phase": "scan", "batches": 0}'
@@ -98,7 +98,8 @@ def test_killed_and_gone_on_with_elsewhere(
     process.communicate()
     assert (found.state, found.phase) == ("running", "ingest")
     assert 5 <= found.batches_done < found.batches == 25
-    monkeypatch.setattr(claim, "SILENT_S", 1.5)
+    monkeypatch.setattr(claim, "BEAT_S", 0.2)
+    monkeypatch.setattr(claim, "SILENT_S", 4.0)
     time.sleep(claim.SILENT_S)
     assert (status(data_path(url)).state, status(data_path(url)).objects) == ("stopped", 241)
     had = {name: (data_path(url) / ".build" / "parts" / name).read_bytes() for name in parts(url)}
@@ -162,15 +163,8 @@ def test_two_at_once(built_study: Path, recipe: Path, bucket: Bucket, quick_leas
 def test_a_store_that_refuses_now_and_then(
     built_study: Path, recipe: Path, bucket: Bucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    draw, refused = random.Random(5), []
-
-    def status(command: str) -> int | None:
-        if draw.random() < 0.1:
-            refused.append(command)
-            return 503
-        return None
-
-    with before(s3_server(), status) as address:
+    refuse, refused = now_and_then(0.1)
+    with before(s3_server(), refuse) as address:
         monkeypatch.setenv("AWS_ENDPOINT_URL", address)
         run(recipe, f"s3://{bucket[0]}/data")
         assert stored(f"s3://{bucket[0]}/data") == content(built_study)

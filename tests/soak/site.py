@@ -23,6 +23,7 @@ from lumid.catalog.verify import verify
 from lumid.dags.status import status as status_of
 from lumid.pipeline.lock import write_lock
 from lumid.pipeline.recipe_files import load_recipe
+from tests.crash import CRASH
 from tests.dags.command import content
 from tests.dicom import as_bytes, gradient, image
 from tests.fake_idc import FakeIdc, fake_idc
@@ -41,17 +42,6 @@ OBJECT_FAULTS = (
 )  # fmt: skip
 LISTING_FAULTS = (status(503), Fault("reset", after=200), Fault("cut_head"), Fault("page"), Fault("fewer"))
 CREDENTIALS = {"AWS_REGION": "us-east-1", "AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": "y"}
-CRASH = """
-import os
-from lumid.pipeline import parse
-_walk = parse.plain_header
-def walk(data):
-    if b"POISON" in data:
-        os.kill(os.getpid(), 9)
-    return _walk(data)
-parse.plain_header = walk
-"""
-"""A decoder that crashes takes its process with it; here the process is killed when it reads a marked object."""
 
 
 class BrokenPromiseError(Exception):
