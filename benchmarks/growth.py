@@ -28,11 +28,21 @@ from synthetic_parts import idc_recipe, synthetic_lock, synthetic_rows
 import lumid
 from lumid.catalog.layout import read_manifest, write_table
 from lumid.catalog.report import render_report
+from lumid.catalog.schema import REJECTS
 from lumid.model.stream.selection import select
 from lumid.pipeline.batches import make_batches
 from lumid.pipeline.lock import series_of
-from lumid.pipeline.pack import build_index, plan_catalog, plan_shards
-from lumid.pipeline.parts import PartAccount, PartFiles, SeriesAccount, write_rows
+from lumid.pipeline.pack import (
+    build_index,
+    group_parts,
+    plan_catalog,
+    plan_cuts,
+    plan_shards,
+    read_index,
+    write_catalog_chunk,
+    write_cut,
+)
+from lumid.pipeline.parts import PartAccount, PartFiles, SeriesAccount, write_rejects_of, write_rows
 
 IN_SERIES, IN_PART = 87, 1000
 SAMPLE_BYTES = 56_000
@@ -120,21 +130,31 @@ def laid(folder: Path, rows: int, begin: int) -> None:
         mine = table.take(np.arange(number, rows, parts)[:IN_PART])
         mine = mine.set_column(at, table.schema.field("offset"), [offsets])
         account = PartAccount((SeriesAccount(begin + number, IN_PART, IN_PART, 0),), 0, SAMPLE_BYTES * IN_PART, 0.0)
+        write_rejects_of(PartFiles(folder, f"{begin + number:024x}"), REJECTS.empty_table(), [])
         write_rows(PartFiles(folder, f"{begin + number:024x}"), mine, [begin + number] * IN_PART, account)
 
 
 def indexed(folder: Path, count: int) -> Figures:
     parts = [PartFiles(folder, f"{number:024x}") for number in range(count)]
     timed = Timed()
-    index, duplicates = build_index(parts)
-    timed.lap("the index of all parts")
-    shards = plan_shards(index, 256.0)
-    timed.lap("shards planned")
-    chunks = plan_catalog(shards)
-    timed.lap("catalog planned")
+    groups = group_parts(parts)
+    timed.lap("parts' accounts read")
+    pieces = [read_index(group) for group in groups]
+    timed.lap("parts' keys and places read")
+    index, duplicates = build_index(pieces, parts)
+    timed.lap("samples sorted")
+    chunks = plan_catalog(plan_shards(index, 256.0))
+    cuts = plan_cuts(groups, chunks)
+    timed.lap("shards and catalog planned")
     assert len(index) == count * IN_PART
     assert not duplicates
-    assert chunks
+    for cut in cuts:
+        write_cut(cut, folder / "cuts")
+    timed.lap("parts cut for the catalog")
+    firsts = [group.first for group in groups]
+    for chunk in chunks:
+        write_catalog_chunk(chunk, firsts, folder / "cuts", folder / "catalog")
+    timed.lap("catalog packed")
     return timed.found
 
 

@@ -32,7 +32,6 @@ from typing import Any
 
 import cv2
 import psutil
-import pyarrow.parquet as pq
 import pydicom
 from archive import Kind, copies, make_archive, served
 from build import build
@@ -47,14 +46,24 @@ from lumid.dags.claim import claimed
 from lumid.dags.cluster import ClusterSettings, open_cluster
 from lumid.dags.ingesting import built_parts, ingest_batches
 from lumid.dags.journal import noting
-from lumid.dags.packing import pack
+from lumid.dags.packing import Tars, pack
 from lumid.dags.planning import pin_series, plan_build
 from lumid.dags.progress import BuildProgress
 from lumid.dags.tasks import run_tasks
 from lumid.pipeline.batches import make_batches
 from lumid.pipeline.decode import quiet_libraries
 from lumid.pipeline.lock import series_of
-from lumid.pipeline.pack import build_index, pack_shard, plan_catalog, plan_shards, write_catalog_chunk
+from lumid.pipeline.pack import (
+    build_index,
+    group_parts,
+    pack_shard,
+    plan_catalog,
+    plan_cuts,
+    plan_shards,
+    read_index,
+    write_catalog_chunk,
+    write_cut,
+)
 from lumid.pipeline.parts import PartAccount, PartFiles, SeriesAccount, choose, read_account, write_rows
 from lumid.pipeline.recipe import FetchSettings
 from lumid.pipeline.sources.folder import pydicom_files
@@ -81,9 +90,11 @@ def clocked(spent: dict[str, tuple[float, float]], name: str) -> Iterator[None]:
 def write_folder(folder: Path, images: Images, objects: int) -> None:
     """Files of series in the shares of :data:`SHARES`, each series of one image."""
     folder.mkdir(parents=True)
+    series = itertools.count()  # what has one number has the same UIDs
     for kind, share in SHARES.items():
-        for number in range(max(1, round(objects * share / IN_SERIES))):
-            for place, data in enumerate(copies(images[kind][number % len(images[kind])], number, IN_SERIES)):
+        for template in itertools.islice(itertools.cycle(images[kind]), max(1, round(objects * share / IN_SERIES))):
+            number = next(series)
+            for place, data in enumerate(copies(template, number, IN_SERIES)):
                 (folder / f"{kind}{number:04}-{place:03}.dcm").write_bytes(data)
 
 
@@ -290,10 +301,11 @@ def packing(sizes: Sequence[Sizes], shard_mb: float) -> None:
                 copied.append(copy_s(parts, Path(scratch) / "copy"))
                 packed.append(phase_s(layout, parts, shard_mb))
                 spent: dict[str, tuple[float, float]] = {}
-                plans = plan_shards(build_index(parts)[0], shard_mb)
+                pieces = [read_index(group) for group in group_parts(parts)]
+                plans, tars = plan_shards(build_index(pieces, parts)[0], shard_mb), [files.samples for files in parts]
                 with clocked(spent, "shards"):
                     for plan in plans:
-                        pack_shard(plan, parts, Path(scratch) / "shards", Path(scratch) / "receipts")
+                        pack_shard(plan, tars, Path(scratch) / "shards", Path(scratch) / "receipts")
                 shutil.rmtree(Path(scratch) / "shards")
                 shutil.rmtree(Path(scratch) / "receipts")
                 alone.append(spent["shards"][0])
@@ -322,7 +334,7 @@ def phase_s(layout: Layout, parts: Sequence[PartFiles], shard_mb: float) -> floa
     recipe = idc_recipe()
     recipe = recipe.model_copy(update={"shards": recipe.shards.model_copy(update={"size_mb": shard_mb})})
     lock = synthetic_lock(len(parts), parts and read_account(parts[0]).objects)
-    with open_cluster(ClusterSettings(workers=2), layout.work / "scratch") as client:
+    with claimed(layout, recipe), open_cluster(ClusterSettings(workers=2), layout.work / "scratch") as client:
         client.wait_for_workers(2)
         begin = time.perf_counter()
         folder = pack(client, recipe, lock, layout, quiet(), parts).folder
@@ -336,8 +348,9 @@ def phase_s(layout: Layout, parts: Sequence[PartFiles], shard_mb: float) -> floa
 
 @dataclass(frozen=True, slots=True)
 class KindCost:
-    """A slice of a modality: processor milliseconds on a core that has its machine for itself, and on one of two that
-    compute; kilobytes in and out; and of each series of one image, its cost over the mean."""
+    """A slice of a modality: milliseconds of a worker's clock where a core is left for all else, and processor
+    milliseconds of a worker, fetching and all, where every core computes; kilobytes in and out; and of each series of
+    one image, its cost over the mean."""
 
     ms: float
     ms_busy: float
@@ -348,25 +361,94 @@ class KindCost:
 
 def costs(images: Images, source: Path, slices: int, part_sizes: Sequence[Sizes]) -> dict[str, Any]:
     """Everything that benchmarks/simulate.py goes by."""
-    kinds = {}
+    kinds, others, speed = {}, [], [yardstick_ms(images)]
     for kind, found in images.items():
         few = max(4, slices // 6) if kind == "CR" else slices
         alone = [ingest_ms(one, few) for one in found]
-        with multiprocessing.get_context("spawn").Pool(2) as pool:
-            busy = pool.starmap(ingest_ms, [(one, few) for one in found for _ in range(2)], chunksize=1)
         mean = statistics.mean(ms for ms, *_ in alone)
+        one, two = (in_a_build(kind, found, few * 20, workers) for workers in (1, 2))
+        others.append(two)
+        speed.append(yardstick_ms(images))
         kinds[kind] = KindCost(
-            mean, statistics.mean(ms for ms, *_ in busy), statistics.mean(kb for _, kb, _ in alone),
-            statistics.mean(kb for *_, kb in alone), sorted(round(ms / mean, 3) for ms, *_ in alone),
+            one.clock_ms, two.worker_ms, statistics.mean(kb for _, kb, _ in alone), statistics.mean(kb for *_, kb in alone),
+            sorted(round(ms / mean, 3) for ms, *_ in alone),
         )  # fmt: skip
-        print(f"{kind}: {mean:.2f} ms a slice alone, {kinds[kind].ms_busy:.2f} with both cores busy", flush=True)
+        print(
+            f"{kind}, ms a slice: {mean:.2f} of processor in a loop; in a build {one.clock_ms:.2f} by the clock with one worker "
+            f"(workers' processor {one.worker_ms:.2f}), {two.clock_ms:.2f} with two ({two.worker_ms:.2f}); "
+            f"the head {one.head_share:.0%}, {two.head_share:.0%} of a core, the server {two.server_ms:.2f} ms",
+            flush=True,
+        )
+    print("the yardstick, ms: " + ", ".join(f"{one:.2f}" for one in speed), flush=True)
     kinds["US"] = searched(source)
-    fetch = fetch_cost(images["CT"])
+    fetch = {"server_ms": others[0].server_ms, "client_ms": fetch_ms(images["CT"])}
     packs = [pack_cost(size) for size in part_sizes]
     return {
         "kinds": {name: {field: getattr(one, field) for field in one.__slots__} for name, one in kinds.items()},
-        "fetch": fetch, "dask": dask(400), "pack": packs, "fixed_s": fixed_s(images["CT"]), **task_costs(),
+        "fetch": fetch, "dask": dask(400), "head_share": statistics.mean(one.head_share for one in others),
+        "yardstick_ms": statistics.mean(speed), "pack": packs, "fixed_s": fixed_s(images["CT"]), **task_costs(),
     }  # fmt: skip
+
+
+def yardstick_ms(images: Images) -> float:
+    """A slice's work in a loop, on two cores at once: how fast the machine is now, which others use as well."""
+    with multiprocessing.get_context("spawn").Pool(2) as pool:
+        return statistics.mean(ms for ms, *_ in pool.starmap(ingest_ms, [(images["CT"][0], 200)] * 2))
+
+
+@dataclass(frozen=True, slots=True)
+class InBuild:
+    """What a slice took in a real build: by the clock, and of processor at the workers and at the server; and of how
+    much of a core the head made use meanwhile."""
+
+    clock_ms: float
+    worker_ms: float
+    server_ms: float
+    head_share: float
+
+
+class Between(BuildProgress):
+    """Takes measure when ingesting begins and when it ends."""
+
+    def __init__(self, measure: Callable[[], tuple[float, ...]]) -> None:
+        super().__init__(Console(quiet=True))
+        self.measure = measure
+        self.taken: list[tuple[float, ...]] = []
+
+    def begin_ingest(self, *given: Any, **named: Any) -> None:
+        super().begin_ingest(*given, **named)
+        self.taken.append(self.measure())
+
+    def begin_index(self, groups: int) -> None:
+        self.taken.append(self.measure())
+        super().begin_index(groups)
+
+
+def in_a_build(kind: str, images: Sequence[Template], slices: int, workers: int) -> InBuild:
+    """Series of a modality, built from a server that gives all it can; the workers have built something before."""
+    series = max(2 * workers, slices // IN_SERIES)
+    each, recipe = slices // series, idc_recipe(max(10, slices // 20))
+    with tempfile.TemporaryDirectory() as scratch:
+        lock = make_archive(Path(scratch) / "s3", [Kind(kind, series, each)], {kind: images})
+        with (
+            served(Path(scratch) / "s3") as server,
+            open_cluster(ClusterSettings(workers=workers, ahead=True), Path(scratch) / "dask") as client,
+        ):
+            client.wait_for_workers(workers)
+            recipe = recipe.model_copy(update={"fetch": FetchSettings(s3_endpoint=server.url)})
+            where = ClusterSettings(scheduler=client.scheduler.address, ahead=True)
+            run_build(recipe, Path(scratch) / "warm", where, quiet(), lock.slice(0, 2 * workers))
+            processes = [psutil.Process(pid) for pid in client.run(os.getpid).values()]
+
+            def measure() -> tuple[float, ...]:
+                return time.perf_counter(), sum(map(processor_s, processes)), server.processor_s(), time.process_time()
+
+            progress = Between(measure)
+            run_build(recipe, Path(scratch) / "out", where, progress, lock)
+    begin, end = progress.taken
+    clock, worker, at_server, head = (after - before for before, after in zip(begin, end, strict=True))
+    count = series * each / 1e3
+    return InBuild(clock / count, worker / count, at_server / count, head / clock)
 
 
 def ingest_ms(image: Template, slices: int) -> tuple[float, float, float]:
@@ -417,26 +499,25 @@ def fixed_s(images: Sequence[Template]) -> float:
 
 
 def task_costs() -> dict[str, float]:
-    """Processor seconds of telling a task of packing about a part, at the head and at the worker."""
-    parts, spent = [PartFiles(Path("/data/out/.build/parts"), f"{number:024x}") for number in range(3000)], {}
+    """Processor seconds of telling a shard's task about a part, at the head and at the worker."""
+    parts = [PartFiles(Path("/data/out/.build/parts"), f"{number:024x}") for number in range(3000)]
+    tars, spent = Tars.of(parts), {}
     with clocked(spent, "tell"):
-        told = pickle.dumps(parts)
+        told = pickle.dumps(tars)
     with clocked(spent, "hear"):
-        pickle.loads(told)
+        pickle.loads(told).paths()
     return {"tell_s_per_part": spent["tell"][1] / 3000, "hear_s_per_part": spent["hear"][1] / 3000}
 
 
-def fetch_cost(images: Sequence[Template]) -> dict[str, float]:
-    """Processor time of fetching an object, here and at the server of the benchmark, and of listing a series."""
+def fetch_ms(images: Sequence[Template]) -> float:
+    """Processor milliseconds of fetching an object and doing nothing with it."""
     with tempfile.TemporaryDirectory() as scratch:
         lock = make_archive(Path(scratch), [Kind("CT", 10, IN_SERIES)], {"CT": images})
         with served(Path(scratch)) as server:
-            client_s, server_s = in_fresh_process(fetched, server.url, lock), server.processor_s()
-            client_s = in_fresh_process(fetched, server.url, lock)
-            server_s = server.processor_s() - server_s
-    objects = 10 * IN_SERIES
-    print(f"fetching: {client_s / objects * 1e3:.2f} ms an object, the server {server_s / objects * 1e3:.2f} ms")
-    return {"client_ms": client_s / objects * 1e3, "server_ms": server_s / objects * 1e3}
+            in_fresh_process(fetched, server.url, lock)
+            spent = in_fresh_process(fetched, server.url, lock)
+    print(f"fetching alone: {spent / 10 / IN_SERIES * 1e3:.2f} ms an object")
+    return float(spent / 10 / IN_SERIES * 1e3)
 
 
 def fetched(url: str, lock: Any) -> float:
@@ -456,18 +537,24 @@ def pack_cost(size: Sizes) -> dict[str, float]:
         parts = list(write_parts(Path(scratch) / "parts", size))
         spent: dict[str, tuple[float, float]] = {}
         whole = sum(files.samples.stat().st_size for files in parts)
+        groups = group_parts(parts)
         with clocked(spent, "index"):
-            index, _ = build_index(parts)
-        plans = plan_shards(index, 64.0)
+            pieces = [read_index(group) for group in groups]
+        with clocked(spent, "sort"):
+            plans = plan_shards(build_index(pieces, parts)[0], 64.0)
+            chunks = plan_catalog(plans)
+        tars = [files.samples for files in parts]
         with clocked(spent, "shards"):
             for plan in plans:
-                pack_shard(plan, parts, Path(scratch) / "shards", Path(scratch) / "receipts")
+                pack_shard(plan, tars, Path(scratch) / "shards", Path(scratch) / "receipts")
+        with clocked(spent, "cuts"):
+            for cut in plan_cuts(groups, chunks):
+                write_cut(cut, Path(scratch) / "cuts")
         with clocked(spent, "catalog"):
-            for chunk in plan_catalog(plans):
-                write_catalog_chunk(chunk, parts, Path(scratch) / "catalog")
-        with clocked(spent, "rejects"):
-            for files in parts:
-                pq.read_table(files.rejects)
+            for chunk in chunks:
+                write_catalog_chunk(
+                    chunk, [group.first for group in groups], Path(scratch) / "cuts", Path(scratch) / "catalog"
+                )
         disk = whole / 1e6 / copy_s(parts, Path(scratch) / "copy")
     found = {name: processor for name, (_, processor) in spent.items()}
     print(

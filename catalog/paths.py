@@ -312,7 +312,13 @@ def read_parquet(path: AnyPath, columns: Sequence[str] | None = None) -> pa.Tabl
     Raises ``FileNotFoundError`` when there is none, and pyarrow's errors when it is damaged.
     """
     source = io.BytesIO(path.read_bytes()) if isinstance(path, StorePath) else path
-    return pq.read_table(source, columns=columns, partitioning=None)
+    with pq.ParquetFile(source) as file:  # read_table takes twice as long for a small one
+        return file.read(columns)
+
+
+def read_arrow(path: AnyPath) -> pa.Table:
+    """A file in Arrow's IPC format, all of it."""
+    return pa.ipc.open_file(pa.py_buffer(path.read_bytes())).read_all()
 
 
 def parquet_metadata(path: AnyPath) -> pq.FileMetaData:

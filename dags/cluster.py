@@ -54,6 +54,11 @@ def default_workers() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+PROFILER_OFF = {"distributed.worker.profile.enabled": False}
+"""Dask samples the stacks of its threads a hundred times a second. In Python 3.11.0 to 3.11.8 that can lock a process up
+for good (python/cpython#106883), and what it gathers is of no use here."""
+
+
 class QuietWorker(WorkerPlugin):
     """Prepares a worker: one thread a library, and nothing printed that could quote a header."""
 
@@ -72,6 +77,9 @@ class QuietWorker(WorkerPlugin):
         quiet_libraries()
         set_threads(worker.state.nthreads)
         metrics.prepare()
+        for name in ("profile", "profile-cycle"):  # of workers that were not started here: see PROFILER_OFF
+            if sampling := worker.periodic_callbacks.get(name):
+                sampling.stop()
         for name in ("distributed", "distributed.worker"):
             logging.getLogger(name).setLevel(logging.CRITICAL)
         if self.own_process:  # decoders in C print what they think of a file, and Dask what it thinks of a task
@@ -98,6 +106,7 @@ def open_cluster(settings: ClusterSettings, scratch: Path, waiting: Waiting | No
         "distributed.worker.memory.target": False,
         "distributed.comm.timeouts.connect": "15s",
         "distributed.admin.large-graph-warning-threshold": "1GB",
+        **PROFILER_OFF,
     }
     with dask.config.set(config):
         where = _where(settings)

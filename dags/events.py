@@ -25,7 +25,7 @@ from lumid.catalog.schema import REASONS
 from lumid.dags.quiet import place_of
 from lumid.pipeline.traffic import ARCHIVES, OPERATIONS, OUTCOMES, Traffic
 
-PHASES = ("scan", "ingest", "check", "pack")
+PHASES = ("scan", "ingest", "check", "index", "pack")
 WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]{0,99}")
 ADDRESS = re.compile(r"[A-Za-z0-9_.:/\[\]@-]{1,120}")
 LINE_LENGTH = 500

@@ -57,7 +57,8 @@ def ingest_batches(
     rejected = sum(account.rejected for account in earlier)
     progress.begin_ingest(total, total - left, begun, len(plan.batches), rejected, len(missing))
     seconds = sum(account.seconds for account in earlier)
-    tasks = [(batch.id, ingest_task, (recipe, batch, layout.parts, layout.unpacked)) for batch in missing]
+    folder, scratch = layout.parts, layout.unpacked
+    tasks = [(batch.id, ingest_task, (recipe, batch, folder, scratch)) for batch in missing]
     batch_of = {batch.id: batch for batch in missing}
     unreached = 0
     with noting(layout) as note:
@@ -68,7 +69,7 @@ def ingest_batches(
             watch=progress.tasks,
         ):
             account = ingested.account
-            note(PartFiles(layout.parts, name), account)
+            note(PartFiles(folder, name), account)
             seconds += account.seconds
             progress.ingested(batch_of[name], account, ingested.rejects)
             unreached = unreached + len(account.series) if account.unreached else 0
@@ -94,8 +95,9 @@ def built_parts(plan: Plan, layout: Layout[AnyPath]) -> list[list[PartFiles]]:
 
 
 def _finished(plan: Plan, layout: Layout[AnyPath]) -> list[list[PartFiles]]:
-    there = sizes(layout.parts)
-    return [finished_parts(layout.parts, batch.id, there) for batch in plan.batches]
+    folder = layout.parts
+    there = sizes(folder)
+    return [finished_parts(folder, batch.id, there) for batch in plan.batches]
 
 
 @dataclass(frozen=True, slots=True)

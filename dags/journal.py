@@ -37,11 +37,12 @@ def recall(layout: Layout[AnyPath]) -> None:
     journal = _journal(layout)
     if journal is None or not journal.is_file():
         return
+    folder = layout.parts
     with journal.open(encoding="utf-8", errors="replace") as file:
         for line in file:
             try:
                 name, (inode, changed_ns, size), account = json.loads(line)
-                remember_account(PartFiles(layout.parts, name), (inode, changed_ns, size), parse_account(account))
+                remember_account(PartFiles(folder, name), (inode, changed_ns, size), parse_account(account))
             except (ValueError, TypeError, KeyError):
                 continue  # an empty line, or half of one
 

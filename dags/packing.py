@@ -7,6 +7,7 @@ import shutil
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 
 import pyarrow as pa
@@ -22,23 +23,32 @@ from lumid.catalog.paths import AnyPath, StorePath, remove_below, sizes
 from lumid.catalog.schema import FORMAT_VERSION
 from lumid.dags.progress import BuildProgress
 from lumid.dags.state import write_state
-from lumid.dags.tasks import Failure, Task, guarded, run_tasks
+from lumid.dags.tasks import Failure, Task, guarded, run_tasks, slots
 from lumid.dags.turns import turn
 from lumid.dags.versions import PIXEL_LIBRARIES, versions
 from lumid.pipeline.lock import lock_hash, write_lock
 from lumid.pipeline.pack import (
     CatalogChunk,
+    Cut,
+    ExactDuplicates,
+    Group,
+    IndexPiece,
     ShardPlan,
     build_index,
+    group_parts,
     pack_shard,
     plan_catalog,
+    plan_cuts,
     plan_shards,
+    read_index,
     write_catalog_chunk,
+    write_cut,
     write_rejects,
 )
 from lumid.pipeline.parts import PartFiles, read_accounts
 from lumid.pipeline.recipe import Recipe
 
+GROUPS_PER_SLOT = 2
 REJECTS_NAME, LOCK_NAME = "rejects/part-00000.parquet", "lock.parquet"
 
 
@@ -65,17 +75,30 @@ def pack(
     Raises :class:`AccountingError` when planned frames are not kept plus rejected ones.
     """
     write_state(layout, phase="pack")
-    index, duplicates = build_index(parts, recipe.select.exact_duplicates)
+    folder = _packed_folder(layout, lock, parts)
+    data, cuts = folder if isinstance(layout.root, Path) else layout.root, folder / "cuts"
+    groups = group_parts(parts, GROUPS_PER_SLOT * slots(client))
+    exact = recipe.select.exact_duplicates
+    read = [(f"index-{one.number}", index_task, (one, exact)) for one in groups]
+    progress.begin_index(len(groups))
+    found: dict[str, IndexPiece] = {}
+    for name, piece in run_tasks(client, read, watch=progress.tasks):
+        found[name] = piece
+        progress.indexed()
+    pieces = [found[name] for name, *_ in read]
+    index, duplicates = build_index(pieces, parts, exact)
     shard_plans = plan_shards(index, recipe.shards.size_mb)
     chunks = plan_catalog(shard_plans)
-    folder = _packed_folder(layout, lock, parts)
-    data = folder if isinstance(layout.root, Path) else layout.root
-    progress.begin_pack(len(shard_plans) + len(chunks))
+    cut: list[Task] = [(f"cut-{one.group.number}", cut_task, (one, cuts)) for one in plan_cuts(groups, chunks)]
+    progress.begin_pack(len(cut) + len(shard_plans) + len(chunks))
+    for _ in run_tasks(client, cut, watch=progress.tasks):
+        progress.packed()
     # chunks first: one takes as long as a dozen shards, and at the end the other workers would wait for it
-    tasks: list[Task] = [(f"catalog-{one.number}", catalog_task, (one, parts, data / "catalog")) for one in chunks]
-    tasks += [
-        (f"pack-{one.name}", pack_task, (one, parts, data / "shards", folder / "receipts")) for one in shard_plans
+    firsts, tars = [one.first for one in groups], Tars.of(parts)
+    tasks: list[Task] = [
+        (f"catalog-{one.number}", catalog_task, (one, firsts, cuts, data / "catalog")) for one in chunks
     ]
+    tasks += [(f"pack-{one.name}", pack_task, (one, tars, data / "shards", folder / "receipts")) for one in shard_plans]
     shards: list[Shard] = []
     files: dict[str, CatalogFile] = {}
     for name, done in run_tasks(client, tasks, watch=progress.tasks):
@@ -84,7 +107,7 @@ def pack(
         else:
             files[name] = done
         progress.packed()
-    rejects = write_rejects(data / REJECTS_NAME, parts, duplicates)
+    rejects = write_rejects(data / REJECTS_NAME, pieces, duplicates, parts)
     write_lock(data / LOCK_NAME, lock, recipe)
 
     accounts = read_accounts(parts)
@@ -147,21 +170,58 @@ def _packed_folder(layout: Layout[AnyPath], lock: pa.Table, parts: Sequence[Part
     return folder
 
 
-def pack_task(plan: ShardPlan, parts: Sequence[PartFiles], folder: AnyPath, receipts: AnyPath) -> Shard | Failure:
-    """A shard, on a worker."""
+@dataclass(frozen=True, slots=True)
+class Tars:
+    """The parts' samples as a task is told of them: thousands of names go with every shard, their folder once."""
 
-    def work() -> Shard:
-        with turn():  # it holds the whole shard
-            return pack_shard(plan, parts, folder, receipts)
+    folders: tuple[tuple[AnyPath, tuple[str, ...]], ...]
+
+    @classmethod
+    def of(cls, parts: Sequence[PartFiles]) -> Tars:
+        """Of these parts, in their order."""
+        together = groupby(parts, key=lambda files: files.folder)
+        return cls(tuple((folder, tuple(files.name for files in mine)) for folder, mine in together))
+
+    def paths(self) -> list[AnyPath]:
+        """One for each part."""
+        return [PartFiles(folder, name).samples for folder, names in self.folders for name in names]
+
+
+def index_task(group: Group, exact: ExactDuplicates) -> IndexPiece | Failure:
+    """What a group of parts says of its samples, on a worker."""
+
+    def work() -> IndexPiece:
+        with turn():
+            return read_index(group, exact)
+
+    return guarded(work)
+
+
+def cut_task(cut: Cut, folder: AnyPath) -> Failure | None:
+    """A group of parts, cut by the catalog's chunks, on a worker."""
+
+    def work() -> None:
+        with turn():
+            write_cut(cut, folder)
 
     return guarded(work, folder)
 
 
-def catalog_task(chunk: CatalogChunk, parts: Sequence[PartFiles], folder: AnyPath) -> CatalogFile | Failure:
+def pack_task(plan: ShardPlan, tars: Tars, folder: AnyPath, receipts: AnyPath) -> Shard | Failure:
+    """A shard, on a worker."""
+
+    def work() -> Shard:
+        with turn():  # it holds a window of the shard, or from a store all of it
+            return pack_shard(plan, tars.paths(), folder, receipts)
+
+    return guarded(work, folder)
+
+
+def catalog_task(chunk: CatalogChunk, firsts: Sequence[int], cuts: AnyPath, folder: AnyPath) -> CatalogFile | Failure:
     """A chunk of the catalog, on a worker."""
 
     def work() -> CatalogFile:
         with turn():
-            return write_catalog_chunk(chunk, parts, folder)
+            return write_catalog_chunk(chunk, firsts, cuts, folder)
 
     return guarded(work, folder)

@@ -153,12 +153,20 @@ class BuildProgress:
             self._begin("check", total)
         self._advance(done - self._done, "bytes of what is there")
 
+    def begin_index(self, groups: int) -> None:
+        """Every part is there; in so many groups they are about to be read for their samples' keys and places."""
+        self._begin("index", groups)
+
+    def indexed(self) -> None:
+        """One more group is read."""
+        self._advance(1, "groups of parts")
+
     def begin_pack(self, pieces: int) -> None:
-        """Every part is there; shards and catalog are about to be written."""
+        """Every sample is known; shards and catalog are about to be written."""
         self._begin("pack", pieces)
 
     def packed(self) -> None:
-        """One more shard or catalog file is written."""
+        """One more shard, catalog file, or group of parts cut for the catalog is written."""
         self._advance(1, "shards and catalog files")
 
     def done(self) -> None:

@@ -25,8 +25,9 @@ from lumid.pipeline.recipe_cluster import (
 WORKERS_ENVIRONMENT = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1") | {
     "DASK_DISTRIBUTED__WORKER__MEMORY__SPILL": "False",
     "DASK_DISTRIBUTED__WORKER__MEMORY__TARGET": "False",
+    "DASK_DISTRIBUTED__WORKER__PROFILE__ENABLED": "False",
 }
-"""One thread a library, and no image written to a node's disk to make room."""
+"""One thread a library, no image written to a node's disk to make room, and no sampling of stacks, which can lock up."""
 DASHBOARD = "127.0.0.1:0"
 IDLE_S = 3600
 """So long a cluster of pods outlives its build."""

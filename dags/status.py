@@ -250,7 +250,7 @@ class _Run:
                 self.retried += said["attempt"] > 1
             case "task_done":
                 self.running.pop(said["task"], None)
-                self.phase_done += self.phase == "pack"
+                self.phase_done += self.phase in ("index", "pack")
                 self.traffic += [Traffic(**one) for one in said["requests"]]
             case "requests":
                 self.traffic += [Traffic(**one) for one in said["requests"]]

@@ -18,7 +18,13 @@ from lumid.dags.status import RECENT_S, Rate, Running, Status
 
 COLOURS = {"finished": "green", "running": "cyan", "stopped": "yellow"}
 MOST_CODES = 6
-UNITS = {"scan": "objects", "ingest": "objects", "check": "bytes", "pack": "shards and catalog files"}
+UNITS = {
+    "scan": "objects",
+    "ingest": "objects",
+    "check": "bytes",
+    "index": "groups of parts",
+    "pack": "shards and catalog files",
+}
 
 
 def view(dataset: AnyPath, found: Status, now: float, *, bar: bool) -> RenderableType:

@@ -1,4 +1,9 @@
-"""Parts → shards: every part is sorted by key, so a shard is a merge of one short range of each."""
+"""Parts → shards and catalog. Every part is sorted by key, so a shard is a merge of one short range of each.
+
+Rows go another way, because a part's Parquet file takes as long to open for one row as for all: parts are read in
+groups (:class:`Group`), each once for the index and once to be cut by the chunks of the catalog, and a chunk is put
+together from one piece of each group. So the work grows with the parts, not with parts times chunks.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +11,12 @@ import hashlib
 import itertools
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal, cast
+from typing import BinaryIO, Literal, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +25,7 @@ import pyarrow as pa
 from lumid.catalog.catalog_files import CATALOG_CHUNK_ROWS, CatalogFile, write_catalog_rows
 from lumid.catalog.errors import DatasetError
 from lumid.catalog.layout import Shard, atomic_file, write_table
-from lumid.catalog.paths import AnyPath, StorePath, over, read_parquet, read_span
+from lumid.catalog.paths import AnyPath, StorePath, over, read_arrow, read_parquet, read_span
 from lumid.catalog.schema import CATALOG, REJECTS, RejectRow, to_table
 from lumid.catalog.shards import END_OF_TAR, image_offset
 from lumid.pipeline.parts import LOCK_ROW, PartFiles, read_account, read_accounts, read_rejects
@@ -33,6 +40,10 @@ WINDOW_BYTES = 8 << 20
 """So much of a shard is put together at a time: it is hashed and written while the processor's cache still has it."""
 WINDOW_BYTES_OF_A_PART = 64 << 10
 """More, where there are many parts: each is opened once for every window."""
+GROUP_ROWS = 1 << 16
+"""Rows of a group of parts: some 80 MB in memory."""
+GROUP_PARTS = 256
+"""Fewer rows where parts are that small, so that no task takes more than seconds."""
 VIEWS_AT_ONCE = 1024
 """POSIX's IOV_MAX is that on Linux and macOS."""
 
@@ -78,17 +89,48 @@ class ShardPlan:
     starts: npt.NDArray[np.int64]
 
 
-def build_index(parts: Sequence[PartFiles], exact: ExactDuplicates = "keep") -> tuple[Index, list[RejectRow]]:
-    """All samples by key. Two with one key are one instance that two series have: that of the first row of the lock stays.
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Consecutive parts that are read by one task, and the number of the first of them."""
 
-    ``exact``: what is done about samples with the same pixels, of which the first by key is the one that counts.
-    The index is the same however the series are spread over parts.
+    number: int
+    first: int
+    parts: tuple[PartFiles, ...]
+
+
+def group_parts(parts: Sequence[PartFiles], wanted: int = 1) -> list[Group]:
+    """All parts, in groups of so many rows as are read by one task; ``wanted`` groups or more, if there are the parts."""
+    accounts = read_accounts(parts)
+    most_rows = min(GROUP_ROWS, -(-sum(account.kept for account in accounts) // wanted))
+    most_parts = min(GROUP_PARTS, -(-len(parts) // wanted))
+    groups: list[Group] = []
+    first, rows = 0, 0
+    for number, account in enumerate(accounts):
+        if number > first and (rows + account.kept > most_rows or number - first >= most_parts):
+            groups.append(Group(len(groups), first, tuple(parts[first:number])))
+            first, rows = number, 0
+        rows += account.kept
+    return [*groups, Group(len(groups), first, tuple(parts[first:]))] if parts else groups
+
+
+@dataclass(frozen=True, slots=True)
+class IndexPiece:
+    """What a group of parts says of its samples, in the order of parts and rows, and its rejects.
+
+    ``hashes``: ``uint64 [samples, 2]`` of their pixels, empty where no duplicates are looked for.
     """
-    pieces = []
-    hashes = []
+
+    index: Index
+    hashes: npt.NDArray[np.uint64]
+    rejects: pa.Table
+
+
+def read_index(group: Group, exact: ExactDuplicates = "keep") -> IndexPiece:
+    """The samples and the rejects of a group of parts."""
+    pieces, hashes = [], [np.empty((0, 2), np.uint64)]
     columns = ["key", "offset", LOCK_ROW.name] + (["pixel_hash"] if exact != "keep" else [])
-    tables = over(parts, lambda files: read_parquet(files.rows, columns), remote=_in_store(parts))
-    for number, (files, table) in enumerate(zip(parts, tables, strict=True)):
+    tables = over(group.parts, lambda files: read_parquet(files.rows, columns), remote=_in_store(group.parts))
+    for number, (files, table) in enumerate(zip(group.parts, tables, strict=True), group.first):
         begin = table["offset"].to_numpy() - image_offset(0)
         end = np.append(begin[1:], read_account(files).sample_bytes)[: len(begin)]
         keys = np.array(table["key"].to_pylist(), dtype="S24")
@@ -102,11 +144,15 @@ def build_index(parts: Sequence[PartFiles], exact: ExactDuplicates = "keep") -> 
         pieces.append(piece.take(mine))
         if exact != "keep":
             hashes.append(_pixel_hashes(table)[mine])
+    rejects = over(group.parts, read_rejects, remote=_in_store(group.parts))
+    return IndexPiece(_joined(pieces), np.concatenate(hashes), pa.concat_tables(rejects))
+
+
+def _joined(pieces: Sequence[Index]) -> Index:
     if not pieces:
-        empty = np.array([], np.int64)
-        names = np.array([], "S24")
-        return Index(names, empty.astype(np.int32), empty.astype(np.int32), empty, empty, empty, names), []
-    index = Index(
+        none, names = np.array([], np.int64), np.array([], "S24")
+        return Index(names, none.astype(np.int32), none.astype(np.int32), none, none, none, names)
+    return Index(
         np.concatenate([piece.keys for piece in pieces]),
         np.concatenate([piece.part for piece in pieces]),
         np.concatenate([piece.row for piece in pieces]),
@@ -115,15 +161,26 @@ def build_index(parts: Sequence[PartFiles], exact: ExactDuplicates = "keep") -> 
         np.concatenate([piece.lock_row for piece in pieces]),
         np.concatenate([piece.twin for piece in pieces]),
     )
+
+
+def build_index(
+    pieces: Sequence[IndexPiece], parts: Sequence[PartFiles], exact: ExactDuplicates = "keep"
+) -> tuple[Index, list[RejectRow]]:
+    """All samples by key. Two with one key are one instance that two series have: that of the first row of the lock stays.
+
+    ``pieces``: of all groups of parts. ``exact``: what is done about samples with the same pixels, of which the first by
+    key is the one that counts. The index is the same however the series are spread over parts.
+    """
+    index = _joined([piece.index for piece in pieces])
     order = np.lexsort((index.row, index.lock_row, index.keys))
     index = index.take(order)
     again = np.zeros(len(index), bool)
     again[1:] = index.keys[1:] == index.keys[:-1]
     rejects = _rejected(index.take(np.flatnonzero(again)), ELSEWHERE, parts)
     index = index.take(np.flatnonzero(~again))
-    if exact == "keep":
+    if exact == "keep" or len(index) == 0:
         return index, rejects
-    index.twin[:] = _twins(index.keys, np.concatenate(hashes)[order][~again])
+    index.twin[:] = _twins(index.keys, np.concatenate([piece.hashes for piece in pieces])[order][~again])
     if exact == "flag":
         return index, rejects
     same = index.twin != b""
@@ -171,8 +228,8 @@ def plan_shards(index: Index, size_mb: float) -> list[ShardPlan]:
     return plans
 
 
-def pack_shard(plan: ShardPlan, parts: Sequence[PartFiles], folder: AnyPath, receipts: AnyPath) -> Shard:
-    """Write one shard: the samples' bytes, copied from the parts in the order of keys.
+def pack_shard(plan: ShardPlan, tars: Sequence[AnyPath], folder: AnyPath, receipts: AnyPath) -> Shard:
+    """Write one shard: the samples' bytes, copied from the parts' ``tars`` in the order of keys.
 
     ``<name>.json`` in ``receipts`` has its size and hash; where that is, the shard is whole and not written again.
     """
@@ -181,9 +238,10 @@ def pack_shard(plan: ShardPlan, parts: Sequence[PartFiles], folder: AnyPath, rec
         return Shard(**json.loads(receipt.read_text("utf-8")))
     digest = hashlib.sha256()
     total = 0
-    with atomic_file(folder / plan.name) as file:
-        for chunk in _merged(plan, parts):
+    with atomic_file(folder / plan.name) as file, _flushing(file, isinstance(folder, Path)) as flush:
+        for chunk in _merged(plan, tars):
             file.write(chunk)
+            flush()
             digest.update(chunk)
             total += len(chunk)
     keys = plan.samples.keys
@@ -193,17 +251,39 @@ def pack_shard(plan: ShardPlan, parts: Sequence[PartFiles], folder: AnyPath, rec
     return shard
 
 
-def _merged(plan: ShardPlan, parts: Sequence[PartFiles]) -> Iterator[bytes | memoryview]:
+@contextmanager
+def _flushing(file: BinaryIO, on_disk: bool) -> Iterator[Callable[[], None]]:
+    """What is written goes to the disk while the next is put together, when it is asked for and none is under way.
+
+    All of it at the end would be a sixth of a shard's time more, in which the processor waits.
+    """
+    with ThreadPoolExecutor(1, thread_name_prefix="lumid-flush") as pool:
+        under_way: Future[None] | None = None
+
+        def flush() -> None:
+            nonlocal under_way
+            if on_disk and (under_way is None or under_way.done()):
+                if under_way is not None:
+                    under_way.result()
+                file.flush()
+                under_way = pool.submit(os.fsync, file.fileno())
+
+        yield flush
+        if under_way is not None:
+            under_way.result()  # an error of the disk is told to one who asks, once: not to the next fsync
+
+
+def _merged(plan: ShardPlan, tars: Sequence[AnyPath]) -> Iterator[bytes | memoryview]:
     """The shard's bytes, piece by piece; a piece is good until the next is asked for."""
     samples = plan.samples
-    if _in_store(parts):
-        yield from _merged_from_store(samples, parts)
+    if any(isinstance(tar, StorePath) for tar in tars):
+        yield from _merged_from_store(samples, tars)
     else:
-        yield from _merged_from_files(samples, cast("list[Path]", [files.samples for files in parts]))
+        yield from _merged_from_files(samples, cast("Sequence[Path]", tars))
     yield END_OF_TAR
 
 
-def _merged_from_store(samples: Index, parts: Sequence[PartFiles]) -> Iterator[bytes]:
+def _merged_from_store(samples: Index, tars: Sequence[AnyPath]) -> Iterator[bytes]:
     """All of every part's range is held: a request for each window of it would cost more than the memory."""
     numbers = np.unique(samples.part).tolist()
 
@@ -211,7 +291,7 @@ def _merged_from_store(samples: Index, parts: Sequence[PartFiles]) -> Iterator[b
         mine = samples.part == part
         start = int(samples.start[mine].min())
         stop = int((samples.start[mine] + samples.size[mine]).max())
-        return start, read_span(parts[part].samples, start, stop - start)
+        return start, read_span(tars[part], start, stop - start)
 
     ranges = dict(zip(numbers, over(numbers, read, remote=True), strict=True))
     for part, start, size in zip(samples.part.tolist(), samples.start.tolist(), samples.size.tolist(), strict=True):
@@ -219,7 +299,7 @@ def _merged_from_store(samples: Index, parts: Sequence[PartFiles]) -> Iterator[b
         yield data[start - base : start - base + size]
 
 
-def _merged_from_files(samples: Index, parts: Sequence[Path]) -> Iterator[memoryview]:
+def _merged_from_files(samples: Index, tars: Sequence[Path]) -> Iterator[memoryview]:
     """A window of the shard at a time. Each takes the place of the one before, so only one is ever held."""
     size = max(WINDOW_BYTES, WINDOW_BYTES_OF_A_PART * len(np.unique(samples.part)))
     windows = np.cumsum(samples.size) // size
@@ -227,11 +307,11 @@ def _merged_from_files(samples: Index, parts: Sequence[Path]) -> Iterator[memory
     room = memoryview(bytearray(int(np.add.reduceat(samples.size, begins[:-1]).max())))
     for begin, end in zip(begins[:-1].tolist(), begins[1:].tolist(), strict=True):
         window = samples.take(slice(begin, end))
-        _fill(room, window, parts)
+        _fill(room, window, tars)
         yield room[: int(window.size.sum())]
 
 
-def _fill(room: memoryview, samples: Index, parts: Sequence[Path]) -> None:
+def _fill(room: memoryview, samples: Index, tars: Sequence[Path]) -> None:
     """Read samples, one after the other, into ``room``: what of them lies together in a part is read at once.
 
     Raises :class:`DatasetError` when a part is shorter than its rows say.
@@ -244,7 +324,7 @@ def _fill(room: memoryview, samples: Index, parts: Sequence[Path]) -> None:
     runs = zip(begins.tolist(), [*begins[1:].tolist(), len(order)], strict=True)
     bounds = list(zip(places[order].tolist(), (places[order] + size).tolist(), strict=True))
     for number, together in itertools.groupby(runs, key=lambda run: int(part[run[0]])):
-        with parts[number].open("rb", buffering=0) as file:
+        with tars[number].open("rb", buffering=0) as file:
             for begin, end in together:
                 _scatter(file.fileno(), int(start[begin]), [room[one:other] for one, other in bounds[begin:end]])
 
@@ -269,51 +349,104 @@ def _scatter(descriptor: int, offset: int, views: list[memoryview]) -> None:
 
 @dataclass(frozen=True, slots=True)
 class CatalogChunk:
-    """The catalog's rows of some consecutive shards."""
+    """The catalog's rows of some consecutive shards: arrays of equal length, in the order of parts and rows.
+
+    ``shard``: places in ``shards``. ``twins`` is None where no sample has one.
+    """
 
     number: int
-    shards: tuple[ShardPlan, ...]
+    shards: tuple[str, ...]
+    shard: npt.NDArray[np.int32]
+    part: npt.NDArray[np.int32]
+    row: npt.NDArray[np.int32]
+    start: npt.NDArray[np.int64]
+    twins: npt.NDArray[np.bytes_] | None
 
 
 def plan_catalog(shards: Sequence[ShardPlan]) -> list[CatalogChunk]:
     """Consecutive shards, as many to a chunk as hold half a million rows."""
-    chunks: list[CatalogChunk] = []
-    group: list[ShardPlan] = []
+    groups: list[list[ShardPlan]] = []
     rows = 0
     for shard in shards:
-        if group and rows + len(shard.samples) > CATALOG_CHUNK_ROWS:
-            chunks.append(CatalogChunk(len(chunks), tuple(group)))
-            group, rows = [], 0
-        group.append(shard)
+        if not groups or rows + len(shard.samples) > CATALOG_CHUNK_ROWS:
+            groups.append([])
+            rows = 0
+        groups[-1].append(shard)
         rows += len(shard.samples)
-    return [*chunks, CatalogChunk(len(chunks), tuple(group))] if group else chunks
+    return [_chunk(number, group) for number, group in enumerate(groups)]
 
 
-def write_catalog_chunk(chunk: CatalogChunk, parts: Sequence[PartFiles], folder: AnyPath) -> CatalogFile:
-    """Write a chunk's rows as one Parquet file a modality, sorted so that queries can skip most of them."""
-    return write_catalog_rows(_chunk_rows(chunk, parts), chunk.number, folder)
+def _chunk(number: int, shards: Sequence[ShardPlan]) -> CatalogChunk:
+    samples = _joined([plan.samples for plan in shards])
+    order = np.lexsort((samples.row, samples.part))
+    shard = np.repeat(np.arange(len(shards), dtype=np.int32), [len(plan.samples) for plan in shards])
+    starts = np.concatenate([plan.starts for plan in shards])
+    return CatalogChunk(
+        number, tuple(plan.name for plan in shards), shard[order], samples.part[order], samples.row[order], starts[order],
+        samples.twin[order] if (samples.twin != b"").any() else None,
+    )  # fmt: skip
 
 
-def _chunk_rows(chunk: CatalogChunk, parts: Sequence[PartFiles]) -> pa.Table:
-    """The chunk's rows out of all parts, with shard, offset and what they are duplicates of as they will be."""
-    samples = [plan.samples for plan in chunk.shards]
-    part = np.concatenate([item.part for item in samples])
-    row = np.concatenate([item.row for item in samples])
-    starts = np.concatenate([plan.starts for plan in chunk.shards])
-    names = pa.array(
-        np.repeat([plan.name for plan in chunk.shards], [len(plan.samples) for plan in chunk.shards]), pa.string()
-    )
-    order = np.lexsort((row, part))
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """Which rows of a group of parts go into which chunks: by chunk, their parts (from the group's first) and rows."""
 
-    def read(number: int) -> pa.Table:
-        return read_parquet(parts[number].rows).take(pa.array(row[order][part[order] == number]))
+    group: Group
+    chunks: tuple[tuple[int, npt.NDArray[np.int32], npt.NDArray[np.int32]], ...]
 
-    tables = over(np.unique(part).tolist(), read, remote=_in_store(parts))
-    table = pa.concat_tables([one.drop_columns([LOCK_ROW.name]).replace_schema_metadata(None) for one in tables])
-    twins = [twin.decode() or None for twin in np.concatenate([item.twin for item in samples])[order].tolist()]
+
+def plan_cuts(groups: Sequence[Group], chunks: Sequence[CatalogChunk]) -> list[Cut]:
+    """How each group is cut."""
+    cuts = []
+    for group in groups:
+        mine = []
+        for chunk in chunks:
+            begin, end = np.searchsorted(chunk.part, [group.first, group.first + len(group.parts)])
+            if begin < end:
+                mine.append((chunk.number, chunk.part[begin:end] - np.int32(group.first), chunk.row[begin:end]))
+        cuts.append(Cut(group, tuple(mine)))
+    return cuts
+
+
+def write_cut(cut: Cut, folder: AnyPath) -> None:
+    """Write the rows of a group of parts into a file for each chunk that has any of them."""
+    parts = cut.group.parts
+    tables = [
+        table.drop_columns([LOCK_ROW.name]).replace_schema_metadata(None)
+        for table in over(parts, lambda files: read_parquet(files.rows), remote=_in_store(parts))
+    ]
+    begins = np.cumsum([0, *(table.num_rows for table in tables)])
+    rows = pa.concat_tables(tables).combine_chunks()
+    for number, part, row in cut.chunks:
+        mine = rows.take(pa.array(begins[part] + row))
+        with (
+            atomic_file(folder / _cut_name(cut.group.number, number)) as file,
+            pa.ipc.new_file(file, mine.schema, options=pa.ipc.IpcWriteOptions(compression="lz4")) as writer,
+        ):
+            writer.write_table(mine)
+
+
+def _cut_name(group: int, chunk: int) -> str:
+    return f"{group:05d}-{chunk:05d}.arrow"
+
+
+def write_catalog_chunk(chunk: CatalogChunk, firsts: Sequence[int], cuts: AnyPath, folder: AnyPath) -> CatalogFile:
+    """Write a chunk's rows as one Parquet file a modality, sorted so that queries can skip most of them.
+
+    ``firsts``: the number of each group's first part. ``cuts``: the folder that :func:`write_cut` has written to.
+    """
+    return write_catalog_rows(_chunk_rows(chunk, firsts, cuts), chunk.number, folder)
+
+
+def _chunk_rows(chunk: CatalogChunk, firsts: Sequence[int], cuts: AnyPath) -> pa.Table:
+    """The chunk's rows out of all groups, with shard, offset and what they are duplicates of as they will be."""
+    groups = np.unique(np.searchsorted(np.array(firsts), chunk.part, side="right") - 1).tolist()
+    paths = [cuts / _cut_name(group, chunk.number) for group in groups]
+    table = pa.concat_tables(over(paths, read_arrow, remote=isinstance(cuts, StorePath)))
+    twins = [None] * len(table) if chunk.twins is None else [twin.decode() or None for twin in chunk.twins.tolist()]
     values = {
-        "shard": names.take(pa.array(order)),
-        "offset": pa.array(image_offset(0) + starts[order], pa.int64()),
+        "shard": pa.array(chunk.shards, pa.string()).take(pa.array(chunk.shard)),
+        "offset": pa.array(image_offset(0) + chunk.start, pa.int64()),
         "duplicate_of": pa.array(twins, pa.string()),
     }
     for name, column in values.items():
@@ -321,9 +454,11 @@ def _chunk_rows(chunk: CatalogChunk, parts: Sequence[PartFiles]) -> pa.Table:
     return table.cast(CATALOG)
 
 
-def write_rejects(path: AnyPath, parts: Sequence[PartFiles], more: list[RejectRow]) -> pa.Table:
+def write_rejects(
+    path: AnyPath, pieces: Sequence[IndexPiece], more: list[RejectRow], parts: Sequence[PartFiles]
+) -> pa.Table:
     """All rejects of a build in one table, sorted; written and returned."""
-    tables = [*over(parts, read_rejects, remote=_in_store(parts)), to_table(more, REJECTS)]
+    tables = [*(piece.rejects for piece in pieces), to_table(more, REJECTS)]
     order = ("collection", "source_id", "frame", "source", "series", "stage", "code", "message")
     table = pa.concat_tables(tables).sort_by([(name, "ascending") for name in order])
     write_table(path, table.replace_schema_metadata(unknown_metadata(read_accounts(parts))))

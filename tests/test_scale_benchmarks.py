@@ -29,4 +29,4 @@ def test_every_part_of_scale_runs_in_small(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_growth_runs_in_small() -> None:
     printed = run("growth.py", "--rows", "3000", "10000")
-    assert "| the index of all parts, s |" in printed
+    assert "| parts cut for the catalog, s |" in printed

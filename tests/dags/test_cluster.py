@@ -6,10 +6,12 @@ import datetime
 import ipaddress
 import re
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import psutil
 import pytest
@@ -226,6 +228,23 @@ def test_nothing_of_a_build_here_listens_on_a_public_interface(tmp_path: Path) -
         found = _listening() - before
     assert len({process for process, _, _ in found}) >= 3  # scheduler and two workers: they were looked at
     assert {address for _, address, _ in found} == {"127.0.0.1"}
+
+
+def test_no_stacks_are_sampled(tmp_path: Path) -> None:
+    """The head, a worker that is started here, and one that is joined: with Python 3.11.7 it can lock them up."""
+    with open_cluster(ClusterSettings(workers=1), tmp_path) as client:
+        assert client.run(_sampling) == {address: [] for address in client.nthreads()}
+        assert not [thread.name for thread in threading.enumerate() if thread.name == "Profile"]
+    with LocalCluster(n_workers=1, processes=False, dashboard_address=None) as cluster:
+        (worker,) = cluster.workers.values()
+        assert worker.periodic_callbacks["profile"].is_running()
+        with open_cluster(ClusterSettings(scheduler=cluster.scheduler_address), tmp_path):
+            assert not worker.periodic_callbacks["profile"].is_running()
+
+
+def _sampling(dask_worker: Any) -> list[str]:
+    threads = [thread.name for thread in threading.enumerate() if thread.name == "Profile"]
+    return threads + [name for name in dask_worker.periodic_callbacks if "profile" in name]
 
 
 def test_options_come_before_the_recipe(tmp_path: Path) -> None:

@@ -72,7 +72,7 @@ def test_the_log_of_a_build_accounts_for_all_of_it(logged: tuple[Lines, Manifest
     assert {line["batch"] for line in done} < begun
     phases = [(line["event"], line["phase"]) for line in lines if line["event"].startswith("phase_")]
     assert phases == [
-        (event, phase) for phase in ("scan", "ingest", "pack") for event in ("phase_begun", "phase_ended")
+        (event, phase) for phase in ("scan", "ingest", "index", "pack") for event in ("phase_begun", "phase_ended")
     ]
     asked = sum(request["bytes"] for line in lines for request in line.get("requests", ()))
     assert asked >= sum(line["bytes"] for line in done) > 0
@@ -324,13 +324,13 @@ def test_scheduler_and_workers_serve_metrics(
         seen: list[str] = []
 
         class Looking(BuildProgress):
-            def begin_pack(self, pieces: int) -> None:
+            def begin_index(self, groups: int) -> None:
                 until = time.monotonic() + 20
                 while 'phase="ingest"} 1.0' not in (page := _get(client.scheduler_info()["services"]["dashboard"])):
                     assert time.monotonic() < until, page
                     time.sleep(0.05)
                 seen.append(page)
-                super().begin_pack(pieces)
+                super().begin_index(groups)
 
         before = _sums(client)
         manifest = build(

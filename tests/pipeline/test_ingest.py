@@ -10,18 +10,28 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from lumid.catalog.catalog_files import CatalogFile
 from lumid.catalog.codecs import decode
 from lumid.catalog.keys import PUBLIC_SECRET, Keyer
+from lumid.catalog.schema import RejectRow
 from lumid.catalog.shards import read_range, read_samples
+from lumid.pipeline import pack
 from lumid.pipeline.batches import Batch, make_batches
 from lumid.pipeline.decode import quiet_libraries
 from lumid.pipeline.ingest import BatchResult, ingest
 from lumid.pipeline.pack import (
+    ExactDuplicates,
+    Index,
+    ShardPlan,
     build_index,
+    group_parts,
     pack_shard,
     plan_catalog,
+    plan_cuts,
     plan_shards,
+    read_index,
     write_catalog_chunk,
+    write_cut,
 )
 from lumid.pipeline.parts import PartFiles, write_part
 from lumid.pipeline.recipe import PixelSettings, Recipe, SelectSettings, SplitSettings
@@ -226,14 +236,25 @@ def test_splits_are_by_patient_and_near_their_share() -> None:
 
 def packed(folder: Path, target: Path, batch_slices: int, size_mb: float = 0.02) -> list[Path]:
     parts = parts_of(folder, target, batch_slices)
-    index, duplicates = build_index(parts)
+    index, duplicates = indexed(parts)
     assert duplicates == []
     plans = plan_shards(index, size_mb)
     for plan in plans:
-        pack_shard(plan, parts, target / "shards", target / "receipts")
-    for chunk in plan_catalog(plans):
-        write_catalog_chunk(chunk, parts, target / "catalog")
+        pack_shard(plan, [files.samples for files in parts], target / "shards", target / "receipts")
+    write_catalog(parts, plans, target)
     return [target / "shards" / plan.name for plan in plans]
+
+
+def indexed(parts: list[PartFiles], exact: ExactDuplicates = "keep") -> tuple[Index, list[RejectRow]]:
+    return build_index([read_index(group, exact) for group in group_parts(parts)], parts, exact)
+
+
+def write_catalog(parts: list[PartFiles], plans: list[ShardPlan], target: Path) -> list[CatalogFile]:
+    groups, chunks = group_parts(parts), plan_catalog(plans)
+    for cut in plan_cuts(groups, chunks):
+        write_cut(cut, target / "cuts")
+    firsts = [group.first for group in groups]
+    return [write_catalog_chunk(chunk, firsts, target / "cuts", target / "catalog") for chunk in chunks]
 
 
 def parts_of(folder: Path, target: Path, batch_slices: int, **select: Any) -> list[PartFiles]:
@@ -247,7 +268,11 @@ def parts_of(folder: Path, target: Path, batch_slices: int, **select: Any) -> li
     return parts
 
 
-def test_shards_do_not_depend_on_how_the_work_was_cut(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("group_rows", "group_parts"), [(1 << 16, 256), (7, 256), (1 << 16, 2), (1, 1)])
+def test_shards_and_catalog_do_not_depend_on_how_the_work_was_cut(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, group_rows: int, group_parts: int
+) -> None:
+    monkeypatch.setattr(pack, "CATALOG_CHUNK_ROWS", 12)
     source = tmp_path / "source"
     source.mkdir()
     rng = np.random.default_rng(0)
@@ -259,11 +284,14 @@ def test_shards_do_not_depend_on_how_the_work_was_cut(tmp_path: Path) -> None:
             SeriesInstanceUID=f"1.2.{number % 7}",
         )
     one = packed(source, tmp_path / "one", batch_slices=1000)
+    monkeypatch.setattr(pack, "GROUP_ROWS", group_rows)
+    monkeypatch.setattr(pack, "GROUP_PARTS", group_parts)
     many = packed(source, tmp_path / "many", batch_slices=3)
     assert len(one) > 3
     assert [path.read_bytes() for path in one] == [path.read_bytes() for path in many]
     files = sorted((tmp_path / "one" / "catalog").rglob("*.parquet"))
     other = sorted((tmp_path / "many" / "catalog").rglob("*.parquet"))
+    assert len(files) == len(other) >= 3
     assert [pq.read_table(path) for path in files] == [pq.read_table(path) for path in other]
 
 
@@ -386,19 +414,18 @@ def test_the_same_pixels_are_told_in_the_whole_data_set(tmp_path: Path, batch_sl
     twins = {key: first[keys[key] % 5] for key in sorted(keys) if first.setdefault(keys[key] % 5, key) != key}
     parts = parts_of(source, tmp_path, batch_slices)
 
-    index, rejects = build_index(parts, "flag")
+    index, rejects = indexed(parts, "flag")
     assert rejects == []
     assert {key.decode(): twin.decode() for key, twin in zip(index.keys, index.twin, strict=True) if twin} == twins
-    for chunk in plan_catalog(plan_shards(index, 1.0)):
-        write_catalog_chunk(chunk, parts, tmp_path / "catalog")
+    write_catalog(parts, plan_shards(index, 1.0), tmp_path)
     rows = pq.read_table(tmp_path / "catalog" / "modality=CT" / "part-00000.parquet").to_pylist()
     assert {row["key"]: row["duplicate_of"] for row in rows if row["duplicate_of"]} == twins
 
-    index, rejects = build_index(parts, "drop")
+    index, rejects = indexed(parts, "drop")
     assert [key.decode() for key in index.keys] == sorted(keys.keys() - twins.keys())
     assert sorted(row.source_id for row in rejects) == sorted(f"f{keys[key]:02}" for key in twins)
     assert {(row.code, row.frames) for row in rejects} == {("exact_duplicate", 1)}
-    assert len(build_index(parts)[0]) == 12
+    assert len(indexed(parts)[0]) == 12
 
 
 def test_a_cap_on_series_leaves_whole_series_unread(tmp_path: Path) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import itertools
 import os
 import random
 from collections.abc import Callable
@@ -61,7 +63,7 @@ def test_every_way_of_reading_gives_the_same_bytes(
     monkeypatch.setattr(pack, "WINDOW_BYTES_OF_A_PART", 1)
     monkeypatch.setattr(pack, "VIEWS_AT_ONCE", at_once)
     (plan,) = plan_shards(index, 1000.0)
-    shard = pack_shard(plan, parts, tmp_path / "out", tmp_path / "receipts")
+    shard = pack_shard(plan, [files.samples for files in parts], tmp_path / "out", tmp_path / "receipts")
     assert (tmp_path / "out" / shard.name).read_bytes() == wanted
     assert (shard.bytes, shard.samples, shard.sha256) == (len(wanted), len(index), hashlib.sha256(wanted).hexdigest())
 
@@ -72,7 +74,7 @@ def test_reads_that_give_less_than_they_could_are_gone_on_with(
     index, parts, wanted = laid
     monkeypatch.setattr(os, "preadv", some_of(700))
     (plan,) = plan_shards(index, 1000.0)
-    shard = pack_shard(plan, parts, tmp_path / "out", tmp_path / "receipts")
+    shard = pack_shard(plan, [files.samples for files in parts], tmp_path / "out", tmp_path / "receipts")
     assert (tmp_path / "out" / shard.name).read_bytes() == wanted
 
 
@@ -84,5 +86,26 @@ def test_a_part_that_was_cut_is_told_and_leaves_no_shard(
         file.truncate(parts[1].samples.stat().st_size - 3)
     (plan,) = plan_shards(index, 1000.0)
     with pytest.raises(DatasetError, match="shorter than its rows say"):
-        pack_shard(plan, parts, tmp_path / "out", tmp_path / "receipts")
+        pack_shard(plan, [files.samples for files in parts], tmp_path / "out", tmp_path / "receipts")
+    assert not list((tmp_path / "out").iterdir())
+
+
+@pytest.mark.parametrize("failing", [1, 2])
+def test_what_the_disk_refuses_while_a_shard_is_written_is_told(
+    laid: tuple[Index, list[PartFiles], bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: int
+) -> None:
+    index, parts, _ = laid
+    monkeypatch.setattr(pack, "WINDOW_BYTES", 3000)
+    monkeypatch.setattr(pack, "WINDOW_BYTES_OF_A_PART", 1)
+    calls, whole = itertools.count(1), os.fsync
+
+    def refused_once(descriptor: int) -> None:
+        if next(calls) == failing:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        whole(descriptor)
+
+    monkeypatch.setattr(os, "fsync", refused_once)
+    (plan,) = plan_shards(index, 1000.0)
+    with pytest.raises(OSError, match="No space left"):
+        pack_shard(plan, [files.samples for files in parts], tmp_path / "out", tmp_path / "receipts")
     assert not list((tmp_path / "out").iterdir())
