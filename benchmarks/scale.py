@@ -361,14 +361,13 @@ class KindCost:
 
 def costs(images: Images, source: Path, slices: int, part_sizes: Sequence[Sizes]) -> dict[str, Any]:
     """Everything that benchmarks/simulate.py goes by."""
-    kinds, others, speed = {}, [], [yardstick_ms(images)]
+    kinds, others = {}, []
     for kind, found in images.items():
         few = max(4, slices // 6) if kind == "CR" else slices
         alone = [ingest_ms(one, few) for one in found]
         mean = statistics.mean(ms for ms, *_ in alone)
         one, two = (in_a_build(kind, found, few * 20, workers) for workers in (1, 2))
         others.append(two)
-        speed.append(yardstick_ms(images))
         kinds[kind] = KindCost(
             one.clock_ms, two.worker_ms, statistics.mean(kb for _, kb, _ in alone), statistics.mean(kb for *_, kb in alone),
             sorted(round(ms / mean, 3) for ms, *_ in alone),
@@ -379,21 +378,13 @@ def costs(images: Images, source: Path, slices: int, part_sizes: Sequence[Sizes]
             f"the head {one.head_share:.0%}, {two.head_share:.0%} of a core, the server {two.server_ms:.2f} ms",
             flush=True,
         )
-    print("the yardstick, ms: " + ", ".join(f"{one:.2f}" for one in speed), flush=True)
     kinds["US"] = searched(source)
     fetch = {"server_ms": others[0].server_ms, "client_ms": fetch_ms(images["CT"])}
     packs = [pack_cost(size) for size in part_sizes]
     return {
         "kinds": {name: {field: getattr(one, field) for field in one.__slots__} for name, one in kinds.items()},
-        "fetch": fetch, "dask": dask(400), "head_share": statistics.mean(one.head_share for one in others),
-        "yardstick_ms": statistics.mean(speed), "pack": packs, "fixed_s": fixed_s(images["CT"]), **task_costs(),
+        "fetch": fetch, "dask": dask(400), "head_share": statistics.mean(one.head_share for one in others), "pack": packs, "fixed_s": fixed_s(images["CT"]), **task_costs(),
     }  # fmt: skip
-
-
-def yardstick_ms(images: Images) -> float:
-    """A slice's work in a loop, on two cores at once: how fast the machine is now, which others use as well."""
-    with multiprocessing.get_context("spawn").Pool(2) as pool:
-        return statistics.mean(ms for ms, *_ in pool.starmap(ingest_ms, [(images["CT"][0], 200)] * 2))
 
 
 @dataclass(frozen=True, slots=True)

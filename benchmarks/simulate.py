@@ -462,13 +462,11 @@ CASES = (Case(1, None, 0.0), Case(2, None, 0.0), Case(1, 25.0, 0.05), Case(2, 25
 def check(folder: Path | None, costs: Mapping[str, Any], slices: int, cases: Sequence[Case] = CASES) -> list[float]:
     """Real builds of one archive, each beside its prediction; the errors, as shares of what was seen.
 
-    A machine that others use as well is not always as fast as it was when the costs were measured: a yardstick before
-    and after each build tells how fast it was then, and what takes processor time is foretold for that.
+    On a machine that others use as well, costs and builds have to be measured soon after each other.
     """
     from archive import Kind as Held
     from archive import make_archive, served
     from rich.console import Console
-    from scale import yardstick_ms
     from slices import templates
 
     from lumid.dags.build import build
@@ -484,13 +482,11 @@ def check(folder: Path | None, costs: Mapping[str, Any], slices: int, cases: Seq
         Held("MR", round(0.15 * slices / in_series), in_series),
     ]
     cores = 2
-    print("| workers | the server gives | after | a slice takes, × costs.json's | seconds predicted | seen | error |")
-    print("|---|---|---|---|---|---|---|")
+    print("| workers | the server gives | after | seconds predicted | seen | error |\n|---|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as scratch:
         lock = make_archive(Path(scratch) / "s3", held, images)
         groups = list(_filled(list(zip(lock["modality"].to_pylist(), lock["objects"].to_pylist(), strict=True)), 100))
         for case in cases:
-            before = yardstick_ms(images)
             with served(Path(scratch) / "s3", case.latency_s, case.mb_per_s) as server:
                 recipe = Recipe(name="bench", sources=(IdcSettings(),), shards=ShardSettings(batch_slices=100),
                                 fetch=FetchSettings(s3_endpoint=server.url, requests=case.requests))  # fmt: skip
@@ -498,36 +494,20 @@ def check(folder: Path | None, costs: Mapping[str, Any], slices: int, cases: Seq
                 made = build(recipe, Path(scratch) / "out", settings, progress, lock).manifest
                 shutil.rmtree(Path(scratch) / "out")
             seen = float(made.build["seconds"])
-            slower = (before + yardstick_ms(images)) / 2 / costs["yardstick_ms"]
-            now = _slower(costs, slower)
             machine = Machine(
                 cores, case.mb_per_s or 1e6, case.workers, case.latency_s, case.requests, requests_per_s=1e9, failing=0.0,
-                lost_per_core_hour=0.0, server_ms=now["fetch"]["server_ms"], cores_of_a_host=cores,
+                lost_per_core_hour=0.0, server_ms=costs["fetch"]["server_ms"], cores_of_a_host=cores,
             )  # fmt: skip
-            works = [_measured(group, now, machine, lock) for group in groups]
-            said = ingest_s(works, machine, now).ingest_s + now["fixed_s"]
-            said += pack_s(len(works), made.counts.kept, sum(work.out_mb for work in works) / 1e3, machine, now)
+            works = [_measured(group, costs, machine, lock) for group in groups]
+            said = ingest_s(works, machine, costs).ingest_s + costs["fixed_s"]
+            said += pack_s(len(works), made.counts.kept, sum(work.out_mb for work in works) / 1e3, machine, costs)
             errors.append(said / seen - 1)
             gives = f"{case.mb_per_s:.0f} MB/s" if case.mb_per_s else "all it can"
             print(
-                f"| {case.workers} | {gives}, {case.requests} requests | {case.latency_s * 1e3:.0f} ms | {slower:.2f} | {said:.1f} | {seen:.1f} | {errors[-1]:+.0%} |",
+                f"| {case.workers} | {gives}, {case.requests} requests | {case.latency_s * 1e3:.0f} ms | {said:.1f} | {seen:.1f} | {errors[-1]:+.0%} |",
                 flush=True,
             )
     return errors
-
-
-def _slower(costs: Mapping[str, Any], factor: float) -> dict[str, Any]:
-    """What the same takes on a machine that needs ``factor`` times as long for everything that its processor does."""
-    slow = dict(costs)
-    for name in ("kinds", "fetch", "dask"):
-        slow[name] = json.loads(json.dumps(costs[name]))
-    for kind in slow["kinds"].values():
-        kind |= {"ms": kind["ms"] * factor, "ms_busy": kind["ms_busy"] * factor}
-    for name in ("fetch", "dask"):
-        slow[name] = {key: value * factor for key, value in slow[name].items()}
-    work = ("index", "sort", "shards", "cuts", "catalog")
-    slow["pack"] = [run | {name: run[name] * factor for name in work} for run in costs["pack"]]
-    return slow | {name: costs[name] * factor for name in ("fixed_s", "tell_s_per_part", "hear_s_per_part")}
 
 
 def _measured(group: Sequence[tuple[str, int]], costs: Mapping[str, Any], machine: Machine, lock: Any) -> Work:

@@ -20,7 +20,6 @@ from simulate import (  # noqa: E402
     Chunk,
     Machine,
     Work,
-    _slower,
     archived,
     ingest_s,
     pack_s,
@@ -111,17 +110,6 @@ def test_more_cores_are_quicker_and_packing_grows_with_what_is_packed() -> None:
     assert seconds[0] > 1.5 * seconds[1]
     one, two = (pack_s(count, count * 1000, count * 0.055, machine(), costs) for count in (1000, 2000))
     assert 1.5 * one < two < 3 * one
-
-
-def test_a_slower_machine_takes_longer_by_as_much_for_what_its_processor_does() -> None:
-    costs = json.loads(COSTS.read_text())
-    slow = _slower(costs, 2.0)
-    seconds = [
-        ingest_s(archived(used, machine(), 1000)[:50], machine(latency_s=0.01), used).ingest_s for used in (costs, slow)
-    ]
-    assert seconds[1] == pytest.approx(2 * seconds[0], rel=0.02)
-    assert slow["fixed_s"] == 2 * costs["fixed_s"]
-    assert slow["pack"][0]["disk_mb_s"] == costs["pack"][0]["disk_mb_s"]
 
 
 @pytest.mark.slow
