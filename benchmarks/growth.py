@@ -26,8 +26,7 @@ from synthetic_catalog import write
 from synthetic_parts import idc_recipe, synthetic_lock, synthetic_rows
 
 import lumid
-from lumid.catalog.layout import read_manifest, write_table
-from lumid.catalog.report import render_report
+from lumid.catalog.layout import write_table
 from lumid.catalog.schema import REJECTS
 from lumid.model.stream.selection import select
 from lumid.pipeline.batches import make_batches
@@ -102,13 +101,6 @@ def streamed(folder: Path) -> Figures:
     return timed.found
 
 
-def reported(folder: Path) -> Figures:
-    timed = Timed()
-    render_report(folder, read_manifest(folder))
-    timed.lap("the report")
-    return timed.found
-
-
 def planned(rows: int, folder: Path) -> Figures:
     lock, recipe = synthetic_lock(max(1, rows // IN_SERIES), IN_SERIES), idc_recipe(IN_PART)
     timed = Timed()
@@ -174,7 +166,7 @@ def main() -> None:
         for rows in sorted(chosen.rows):
             root = Path(scratch) / f"{rows}"
             steps: list[tuple[Callable[..., Figures], tuple[Any, ...]]] = [
-                (written, (root, rows)), (opened, (root,)), (streamed, (root,)), (reported, (root,)), (planned, (rows, root)),
+                (written, (root, rows)), (opened, (root,)), (streamed, (root,)), (planned, (rows, root)),
             ]  # fmt: skip
             for work, given in steps:
                 for name, value in figures(work, *given).items():

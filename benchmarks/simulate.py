@@ -3,10 +3,11 @@
 Workers with two threads take turns (one fetches while the other computes) over batches as a build makes them; requests
 share a line and a bucket's rate; the head serves one batch at a time; some requests fail, some workers are lost; then
 shards and catalog are packed. What is measured comes from ``benchmarks/costs.json``, which ``benchmarks/scale.py``
-writes; what is taken from others stands in :data:`PRICES`, :data:`KINDS` and the options.
+writes; what is taken from others stands in :data:`PRICES` and the options.
 
     pip install simpy matplotlib
     python benchmarks/simulate.py                                      # a table of cores × bandwidth
+    python benchmarks/simulate.py --leave-out US OT RF XA              # without what is searched for text
     python benchmarks/simulate.py --image docs/images/scale.png
     python benchmarks/simulate.py --check --source ~/dicom             # against real builds, from a throttled server
 """
@@ -20,14 +21,19 @@ import json
 import random
 import shutil
 import statistics
+import subprocess
+import sys
 import tempfile
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import simpy
+
+from lumid.pipeline.batches import large_first
 
 GROUP_ROWS, GROUP_PARTS = 1 << 16, 256
 COSTS = Path(__file__).with_name("costs.json")
@@ -51,23 +57,29 @@ PRICES = {
 }  # fmt: skip
 
 
+LIKE = {
+    "CT": "CT",
+    "PT": "CT",
+    "MR": "MR",
+    "NM": "MR",
+    "CR": "CR",
+    "DX": "CR",
+    "MG": "CR",
+    "US": "US",
+    "OT": "US",
+    "RF": "US",
+    "XA": "US",
+}
+"""The measured kind whose costs a modality is given, by its megabytes: those that are searched for text are like US."""
+
+
 @dataclass(frozen=True, slots=True)
-class Kind:
-    """What the archive holds of a modality. ``like``: the measured kind whose costs it is given, by its megabytes."""
+class Held:
+    """A series of the archive: its modality, its objects, and their size."""
 
-    series: int
+    modality: str
     objects: int
-    gb: float
-    like: str
-
-
-KINDS = {
-    "CT": Kind(19320, 3033324, 1633.6, "CT"), "MR": Kind(2569, 140930, 48.4, "MR"), "PT": Kind(119, 19133, 3.2, "CT"),
-    "CR": Kind(11618, 11622, 177.2, "CR"), "DX": Kind(3145, 3491, 48.3, "CR"), "OT": Kind(8, 1146, 0.9, "US"),
-    "US": Kind(28, 563, 11.0, "US"), "NM": Kind(50, 125, 0.1, "MR"), "MG": Kind(4, 116, 0.4, "CR"), "RF": Kind(1, 11, 0.02, "CR"),
-    "XA": Kind(2, 6, 0.02, "US"),
-}  # fmt: skip
-"""The 25 collections of LUMID in IDC, without analysis results: counted in idc-index-data 25.0.5 (IDC version 25)."""
+    mb: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -292,46 +304,62 @@ def disk_mb_s(costs: Mapping[str, Any]) -> float:
     return statistics.median(one["disk_mb_s"] for one in costs["pack"])
 
 
-def archived(costs: Mapping[str, Any], machine: Machine, batch_slices: int, seed: int = 0) -> list[Work]:
-    """Batches of the whole of LUMID: series of drawn lengths in a random order, filled as a build fills them."""
+def held(lock: Path | None, left_out: Sequence[str] = ()) -> list[Held]:
+    """The series of the whole of LUMID that are in the Imaging Data Commons, in the order of a build.
+
+    ``lock``: what `lumid plan lumid --out` has pinned; planned now without it.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        if lock is None:
+            lock = Path(scratch) / "lock.parquet"
+            subprocess.run(
+                [sys.executable, "-m", "lumid", "plan", "lumid", "--out", str(lock)],
+                check=True,
+                stdout=subprocess.DEVNULL,
+            )
+        table = pq.read_table(lock, filters=[("source", "=", "idc")])
+    rows = zip(*(table[name].to_pylist() for name in ("modality", "objects", "bytes")), strict=True)
+    return [Held(name, int(objects), size / 1e6) for name, objects, size in rows if name not in left_out]
+
+
+def archived(
+    series: Sequence[Held], costs: Mapping[str, Any], machine: Machine, batch_slices: int, seed: int = 0
+) -> list[Work]:
+    """Batches of an archive's series, filled as a build fills them, and handed out as it does: large ones first."""
     rng = random.Random(seed)
-    series: list[tuple[str, int]] = []
-    for name, kind in KINDS.items():
-        drawn = [rng.expovariate(1.0) for _ in range(kind.series)]
-        scale = (kind.objects - kind.series) / sum(drawn)
-        series += [(name, 1 + round(one * scale)) for one in drawn]
-    rng.shuffle(series)
-    return [make_work(group, costs, machine, rng, per_chunk=200) for group in _filled(series, batch_slices)]
+    groups = list(_filled(series, batch_slices))
+    mb = [sum(one.mb for one in group) for group in groups]
+    order = large_first(mb)
+    return [make_work(groups[number], costs, machine, rng, per_chunk=200) for number in order]
 
 
-def _filled(series: Sequence[tuple[str, int]], batch_slices: int) -> Iterator[list[tuple[str, int]]]:
+def _filled(series: Sequence[Held], batch_slices: int) -> Iterator[list[Held]]:
     """As :func:`lumid.pipeline.batches.make_batches` groups them."""
-    group: list[tuple[str, int]] = []
-    held = 0
+    group: list[Held] = []
+    objects = 0
     for one in series:
-        if group and held + one[1] > batch_slices:
+        if group and objects + one.objects > batch_slices:
             yield group
-            group, held = [], 0
+            group, objects = [], 0
         group.append(one)
-        held += one[1]
+        objects += one.objects
     if group:
         yield group
 
 
 def make_work(
-    group: Sequence[tuple[str, int]], costs: Mapping[str, Any], machine: Machine, rng: random.Random, per_chunk: int = 50
-) -> Work:  # fmt: skip
-    """A batch of series of so many objects; the cost of each series is drawn from what was measured of its kind."""
+    group: Sequence[Held], costs: Mapping[str, Any], machine: Machine, rng: random.Random, per_chunk: int = 50
+) -> Work:
+    """A batch of series; the cost of each is drawn from what was measured of its kind."""
     chunks, out = [], 0.0
-    for name, objects in group:
-        kind = KINDS[name]
-        of = costs["kinds"][kind.like]
-        mb = kind.gb * 1e3 / kind.objects
+    for one in group:
+        of = costs["kinds"][LIKE[one.modality]]
+        mb = one.mb / one.objects
         ms = (of["ms_busy"] if machine.busy else of["ms"]) * max(1.0, mb * 1e3 / of["kb_in"]) * rng.choice(of["spread"])
         ms = (ms + shared_ms(costs, machine)) * head_takes(costs, machine)
-        out += objects * of["kb_out"] / 1e3
-        for begin in range(0, objects, per_chunk):
-            count = min(per_chunk, objects - begin)
+        out += one.objects * of["kb_out"] / 1e3
+        for begin in range(0, one.objects, per_chunk):
+            count = min(per_chunk, one.objects - begin)
             chunks.append(Chunk(count, count * mb, count * ms / 1e3))
     return Work(tuple(chunks), out)
 
@@ -426,14 +454,14 @@ def pack_s(
     return float(env.now) + of.sort_row * rows
 
 
-def whole(machine: Machine, costs: Mapping[str, Any], batch_slices: int) -> Outcome:
-    """The whole of LUMID."""
-    works = archived(costs, machine, batch_slices)
+def whole(series: Sequence[Held], machine: Machine, costs: Mapping[str, Any], batch_slices: int) -> Outcome:
+    """All of these series."""
+    works = archived(series, costs, machine, batch_slices)
     found = ingest_s(works, machine, costs)
-    rows = sum(kind.objects for kind in KINDS.values())
+    rows = sum(one.objects for one in series)
     found.pack_s = pack_s(len(works), rows, sum(work.out_mb for work in works) / 1e3, machine, costs)
     found.fixed_s = costs["fixed_s"]
-    found.puts = sum(kind.series for kind in KINDS.values())  # a listing for each
+    found.puts = len(series)  # a listing for each
     found.core_hours = found.wall_s * machine.cores / 3600
     return found
 
@@ -464,8 +492,7 @@ def check(folder: Path | None, costs: Mapping[str, Any], slices: int, cases: Seq
 
     On a machine that others use as well, costs and builds have to be measured soon after each other.
     """
-    from archive import Kind as Held
-    from archive import make_archive, served
+    from archive import Kind, make_archive, served
     from rich.console import Console
     from slices import templates
 
@@ -477,15 +504,13 @@ def check(folder: Path | None, costs: Mapping[str, Any], slices: int, cases: Seq
 
     in_series, errors = 50, []
     images = {kind: templates(kind, folder or pydicom_files()) for kind in ("CT", "MR")}
-    held = [
-        Held("CT", round(0.85 * slices / in_series), in_series),
-        Held("MR", round(0.15 * slices / in_series), in_series),
-    ]
+    kinds = [Kind(name, round(share * slices / in_series), in_series) for name, share in (("CT", 0.85), ("MR", 0.15))]
     cores = 2
     print("| workers | the server gives | after | seconds predicted | seen | error |\n|---|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as scratch:
-        lock = make_archive(Path(scratch) / "s3", held, images)
-        groups = list(_filled(list(zip(lock["modality"].to_pylist(), lock["objects"].to_pylist(), strict=True)), 100))
+        lock = make_archive(Path(scratch) / "s3", kinds, images)
+        columns = zip(*(lock[name].to_pylist() for name in ("modality", "objects", "bytes")), strict=True)
+        groups = list(_filled([Held(name, objects, size / 1e6) for name, objects, size in columns], 100))
         for case in cases:
             with served(Path(scratch) / "s3", case.latency_s, case.mb_per_s) as server:
                 recipe = Recipe(name="bench", sources=(IdcSettings(),), shards=ShardSettings(batch_slices=100),
@@ -498,7 +523,8 @@ def check(folder: Path | None, costs: Mapping[str, Any], slices: int, cases: Seq
                 cores, case.mb_per_s or 1e6, case.workers, case.latency_s, case.requests, requests_per_s=1e9, failing=0.0,
                 lost_per_core_hour=0.0, server_ms=costs["fetch"]["server_ms"], cores_of_a_host=cores,
             )  # fmt: skip
-            works = [_measured(group, costs, machine, lock) for group in groups]
+            plain, rng = _without_spread(costs), random.Random(0)
+            works = [make_work(group, plain, machine, rng, per_chunk=10) for group in groups]
             said = ingest_s(works, machine, costs).ingest_s + costs["fixed_s"]
             said += pack_s(len(works), made.counts.kept, sum(work.out_mb for work in works) / 1e3, machine, costs)
             errors.append(said / seen - 1)
@@ -510,32 +536,20 @@ def check(folder: Path | None, costs: Mapping[str, Any], slices: int, cases: Seq
     return errors
 
 
-def _measured(group: Sequence[tuple[str, int]], costs: Mapping[str, Any], machine: Machine, lock: Any) -> Work:
-    """A batch of the check's archive: every image costs what its kind does on average, and is as large as it is."""
-    work = make_work(group, _without_spread(costs), machine, random.Random(0), per_chunk=10)
-    sizes = dict(
-        zip(
-            lock["modality"].to_pylist(),
-            (np.array(lock["bytes"]) / np.array(lock["objects"]) / 1e6).tolist(),
-            strict=True,
-        )
-    )
-    chunks = [name for name, objects in group for _ in range(0, objects, 10)]
-    return replace(
-        work,
-        chunks=tuple(replace(one, mb=one.objects * sizes[name]) for one, name in zip(work.chunks, chunks, strict=True)),
-    )
-
-
 def _without_spread(costs: Mapping[str, Any]) -> dict[str, Any]:
+    """Every image costs what its kind does on average: so the check's archive is made."""
     return {**costs, "kinds": {name: {**kind, "spread": [1.0]} for name, kind in costs["kinds"].items()}}
 
 
 # ---- what is shown
 
 
-def table(costs: Mapping[str, Any], chosen: argparse.Namespace) -> dict[tuple[int, float], Outcome]:
+def table(
+    series: Sequence[Held], costs: Mapping[str, Any], chosen: argparse.Namespace
+) -> dict[tuple[int, float], Outcome]:
     found = {}
+    mb = sum(one.mb for one in series)
+    print(f"{len(series):,} series, {sum(one.objects for one in series):,} objects, {mb / 1e6:.2f} TB\n")
     print(
         "| cores | Gb/s | ingest | pack | all, hours | bound | core-hours | USD of cores | USD of requests |\n|---|---|---|---|---|---|---|---|---|"
     )
@@ -544,7 +558,7 @@ def table(costs: Mapping[str, Any], chosen: argparse.Namespace) -> dict[tuple[in
             cores, gbit * 125, latency_s=chosen.latency_ms / 1e3, requests_per_s=chosen.requests_per_s, failing=chosen.failing,
             lost_per_core_hour=chosen.lost,
         )  # fmt: skip
-        one = found[cores, gbit] = whole(machine, costs, chosen.batch_slices)
+        one = found[cores, gbit] = whole(series, machine, costs, chosen.batch_slices)
         money, requests = usd(one, chosen.usd_core)
         print(f"| {cores:,} | {gbit:g} | {clock(one.ingest_s)} | {clock(one.pack_s)} | {one.wall_s / 3600:.2f} | {one.bound} | "
               f"{one.core_hours:,.0f} | {money:,.2f} | {requests:.2f} |", flush=True)  # fmt: skip
@@ -561,7 +575,7 @@ def clock(seconds: float) -> str:
     )
 
 
-def draw(found: Mapping[tuple[int, float], Outcome], path: Path) -> None:
+def draw(found: Mapping[tuple[int, float], Outcome], title: str, path: Path) -> None:
     """Hours against cores, a line for each bandwidth."""
     from matplotlib import pyplot, ticker
 
@@ -582,7 +596,7 @@ def draw(found: Mapping[tuple[int, float], Outcome], path: Path) -> None:
     axes.yaxis.set_major_formatter(ticker.FuncFormatter(lambda value, _: f"{value:g}"))
     axes.set_xlabel("cores")
     axes.set_ylabel("hours, simulated")
-    axes.set_title("The whole of LUMID: 3.2 million objects, 1.92 TB", fontsize=10)
+    axes.set_title(title, fontsize=10)
     axes.grid(True, which="major", color="0.9")
     axes.legend(frameon=False, fontsize=8)
     figure.tight_layout()
@@ -604,6 +618,8 @@ def main() -> None:
     parser.add_argument("--failing", type=float, default=0.001, help="share of requests that have to be tried again")
     parser.add_argument("--lost", type=float, default=0.01, help="workers lost in a core-hour")
     parser.add_argument("--usd-core", type=float, default=PRICES["core"].usd, help="of a core for an hour")
+    parser.add_argument("--lock", type=Path, help="what `lumid plan lumid --out` has written; planned without it")
+    parser.add_argument("--leave-out", nargs="+", default=[], metavar="MODALITY", choices=sorted(LIKE))
     parser.add_argument("--image", type=Path, help="draw a picture, too")
     parser.add_argument("--check", action="store_true", help="against real builds on this machine")
     parser.add_argument(
@@ -616,11 +632,15 @@ def main() -> None:
         errors = check(chosen.source, costs, chosen.slices)
         print(f"largest error {max(map(abs, errors)):.0%}")
         return
-    found = table(costs, chosen)
+    series = held(chosen.lock, chosen.leave_out)
+    found = table(series, costs, chosen)
     for name, price in PRICES.items():
         print(f"{name}: {price.usd:.3g} USD {price.unit}; {price.source}{'' if price.read else ' (assumed)'}")
     if chosen.image:
-        draw(found, chosen.image)
+        without = f" without {', '.join(chosen.leave_out)}" if chosen.leave_out else ""
+        objects, mb = sum(one.objects for one in series), sum(one.mb for one in series)
+        title = f"LUMID's series in the IDC{without}: {objects / 1e6:.2f} million objects, {mb / 1e6:.2f} TB"
+        draw(found, title, chosen.image)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from lumid.dags.planning import Plan
 from lumid.dags.progress import BuildProgress
 from lumid.dags.tasks import Failure, guarded, run_tasks
 from lumid.dags.turns import share, turn
-from lumid.pipeline.batches import Batch
+from lumid.pipeline.batches import Batch, large_first
 from lumid.pipeline.ingest import BatchResult, ingest
 from lumid.pipeline.parts import PartAccount, PartFiles, choose, finished_parts, read_account, read_accounts, write_part
 from lumid.pipeline.recipe import Recipe, make_keyer
@@ -57,6 +57,7 @@ def ingest_batches(
     rejected = sum(account.rejected for account in earlier)
     progress.begin_ingest(total, total - left, begun, len(plan.batches), rejected, len(missing))
     seconds = sum(account.seconds for account in earlier)
+    missing = [missing[number] for number in large_first([batch.bytes for batch in missing])]
     folder, scratch = layout.parts, layout.unpacked
     tasks = [(batch.id, ingest_task, (recipe, batch, folder, scratch)) for batch in missing]
     batch_of = {batch.id: batch for batch in missing}

@@ -48,6 +48,18 @@ def _fill(series: Sequence[Series], batch_slices: int) -> Iterator[list[Series]]
         yield group
 
 
+LARGE = 3
+
+
+def large_first(sizes: Sequence[float]) -> list[int]:
+    """The order in which batches of these sizes are handed out: as they are, but those first that are far larger than most.
+
+    A series is never cut, and some take hours: begun at the end, one would be waited for by all workers but its own.
+    """
+    usual = sorted(sizes)[len(sizes) // 2] if sizes else 0
+    return sorted(range(len(sizes)), key=lambda number: sizes[number] <= LARGE * usual)
+
+
 def _batch_id(group: Sequence[Series], source: int, recipe_hash: str) -> str:
     """A hash of everything the part depends on: inputs as far as a listing tells, recipe, format."""
     digest = hashlib.sha256(f"{FORMAT_VERSION} {recipe_hash} {source}\n".encode())

@@ -16,11 +16,12 @@ BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
 from simulate import (  # noqa: E402
     COSTS,
-    KINDS,
     Chunk,
+    Held,
     Machine,
     Work,
     archived,
+    held,
     ingest_s,
     pack_s,
 )
@@ -95,17 +96,20 @@ def test_lost_workers_and_failed_requests_cost_what_they_lose() -> None:
 
 
 def test_the_archive_is_all_there() -> None:
-    costs = json.loads(COSTS.read_text())
-    batches = archived(costs, machine(), 1000)
+    costs, series = json.loads(COSTS.read_text()), held(None)
+    batches = archived(series, costs, machine(), 1000)
     objects = sum(chunk.objects for work in batches for chunk in work.chunks)
-    assert objects == pytest.approx(sum(kind.objects for kind in KINDS.values()), rel=0.01)
-    assert sum(chunk.mb for work in batches for chunk in work.chunks) == pytest.approx(1_923_117, rel=0.02)
+    assert objects == sum(one.objects for one in series) > 3_000_000
+    assert sum(chunk.mb for work in batches for chunk in work.chunks) == pytest.approx(sum(one.mb for one in series))
     assert 3_200 < len(batches) < 4_500
+    assert max(batches[:20], key=lambda work: work.compute_s) is max(batches, key=lambda work: work.compute_s)
+    without = held(None, ("US", "OT"))
+    assert {one.modality for one in series} - {one.modality for one in without} == {"US", "OT"}
 
 
 def test_more_cores_are_quicker_and_packing_grows_with_what_is_packed() -> None:
     costs = json.loads(COSTS.read_text())
-    some = archived(costs, machine(), 1000)[:100]
+    some = archived([Held("CT", 100, 53.0)] * 1000, costs, machine(), 1000)
     seconds = [ingest_s(some, machine(cores=cores), costs).ingest_s for cores in (2, 8)]
     assert seconds[0] > 1.5 * seconds[1]
     one, two = (pack_s(count, count * 1000, count * 0.055, machine(), costs) for count in (1000, 2000))

@@ -55,6 +55,7 @@ def test_a_finished_data_set_fetches_only_what_it_lacks(archive: Make, tmp_path:
     assert_same(tmp_path / "ds", scratch(made, tmp_path / "scratch"))
 
 
+@pytest.mark.slow
 def test_in_a_store_as_in_a_folder(archive: Make, bucket: tuple[str, Any], tmp_path: Path) -> None:
     made, url = archive(SERIES), f"s3://{bucket[0]}/ds"
     made.give("1.2.1", "1.2.3", "1.2.5")

@@ -115,7 +115,7 @@ def test_a_run_that_is_killed_again_and_again_is_the_run_that_was_not(
     check_same_run(run, trained)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_a_run_that_is_asked_to_stop_saves_and_exits_0(
     number: signal.Signals, trained: Path, data: Path, recipe: Path, tmp_path: Path
 ) -> None:
@@ -328,6 +328,7 @@ def test_a_compiler_that_is_missing_is_named_and_training_goes_on(
     assert "\n" not in notes[0]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="PyTorch compiles for the CPU with g++")
 def test_a_compiled_model_computes_the_same() -> None:
     recipe = parse_recipe(RECIPE, "test")

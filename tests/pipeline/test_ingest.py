@@ -16,7 +16,7 @@ from lumid.catalog.keys import PUBLIC_SECRET, Keyer
 from lumid.catalog.schema import RejectRow
 from lumid.catalog.shards import read_range, read_samples
 from lumid.pipeline import pack
-from lumid.pipeline.batches import Batch, make_batches
+from lumid.pipeline.batches import Batch, large_first, make_batches
 from lumid.pipeline.decode import quiet_libraries
 from lumid.pipeline.ingest import BatchResult, ingest
 from lumid.pipeline.pack import (
@@ -311,6 +311,14 @@ def test_offsets_of_the_catalog_lead_to_the_images(tmp_path: Path) -> None:
         assert data == image_bytes
         assert fields["store_intercept"] == row["store_intercept"] == -1024
         assert json.dumps(fields)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "order"),
+    [([], []), ([5], [0]), ([5, 5, 16, 5, 4, 99, 5], [2, 5, 0, 1, 3, 4, 6]), ([5, 5, 15, 5], [0, 1, 2, 3]), ([0, 0, 0], [0, 1, 2])],
+)  # fmt: skip
+def test_what_is_far_larger_than_most_is_handed_out_first(sizes: list[float], order: list[int]) -> None:
+    assert large_first(sizes) == order
 
 
 # ---- slices beside each other
