@@ -31,6 +31,7 @@ from lumid.catalog.stores import (
     STORE_ERRORS,
     create_object,
     open_store,
+    status_of,
     tried,
     why_not,
     why_not_written,
@@ -41,6 +42,8 @@ REQUESTS = 16
 FOOTER_BYTES = 1 << 16
 """So much of a Parquet file's end is asked for at first: what it says of itself is mostly in it."""
 REMOVED_AT_ONCE = 1000
+PIECE_BYTES = 8 << 20
+"""What is larger is put in pieces of this size."""
 A = TypeVar("A")
 B = TypeVar("B")
 
@@ -87,7 +90,8 @@ class StorePath:
     def is_dir(self) -> bool:
         """Whether objects lie in it."""
         with _in_words(self, why_not):
-            return bool(tried(lambda: next(iter(obstore.list(_store(self.url), prefix=_prefix(self))), [])))
+            pages = obstore.list(_store(self.url), prefix=_prefix(self))
+            return bool(_asked(self.url, "list", lambda: next(iter(pages), [])))
 
     def exists(self) -> bool:
         """Whether there is such an object, or objects lie in it."""
@@ -103,12 +107,12 @@ class StorePath:
 
     def write_bytes(self, data: bytes) -> None:
         """Write the object, whole or not at all."""
-        _put(self, lambda: data)
+        _put(self, lambda: data, len(data))
 
     def create(self, data: bytes) -> bool:
         """Write the object if there is none; whether it holds this now: an answer that was lost finds its own."""
         with _in_words(self, why_not_written):
-            create_object(_store(self.url), self.key, data)
+            _asked(self.url, "put", lambda: create_object(_store(self.url), self.key, data))
         return self.read_bytes() == data
 
     def unlink(self, missing_ok: bool = False) -> None:
@@ -146,10 +150,40 @@ def _in_words(path: StorePath, why: Callable[[Exception], str]) -> Iterator[None
         raise StorageError(f"{path}: {why(error)}") from None
 
 
+Listener = Callable[[str, str, int | None, int, int], None]
+"""Is told of the scheme of a store's address, the operation (``get``, ``list`` or ``put``, whose prices differ), the HTTP
+status, bytes that came, and how many requests it were."""
+_listeners: list[Listener] = []
+
+
+def tell_requests(listener: Listener) -> None:
+    """Have every request of this process to stores that data sets lie in told to ``listener``, tries that failed as well."""
+    _listeners.append(listener)
+
+
+def _asked(url: str, operation: str, attempt: Callable[[], A], requests: int = 1) -> A:
+    """What ``attempt`` gives, tried again when the store fails."""
+
+    def tell(status: int | None, size: int) -> None:
+        for listener in _listeners:
+            listener(url.partition("://")[0], operation, status, size, requests)
+
+    def told() -> A:
+        try:
+            found = attempt()
+        except STORE_ERRORS as error:
+            tell(status_of(error), 0)
+            raise
+        tell(200, len(found) if isinstance(found, bytes) else 0)
+        return found
+
+    return tried(told)
+
+
 def _answer(path: StorePath, ask: Callable[[ObjectStore], A]) -> A:
     """What a store answers about an object that may not be there."""
     try:
-        return tried(lambda: ask(_store(path.url)))
+        return _asked(path.url, "get", lambda: ask(_store(path.url)))
     except GONE:
         raise FileNotFoundError(str(path)) from None
     except STORE_ERRORS as error:
@@ -158,9 +192,12 @@ def _answer(path: StorePath, ask: Callable[[ObjectStore], A]) -> A:
         raise StorageError(f"{path}: {why_not(error)}") from None
 
 
-def _put(path: StorePath, data: Callable[[], Any]) -> None:
+def _put(path: StorePath, data: Callable[[], Any], size: int) -> None:
+    requests = 1 if size <= PIECE_BYTES else -(-size // PIECE_BYTES) + 2  # one begins, one completes
     with _in_words(path, why_not_written):
-        tried(lambda: obstore.put(_store(path.url), path.key, data()))
+        _asked(
+            path.url, "put", lambda: obstore.put(_store(path.url), path.key, data(), chunk_size=PIECE_BYTES), requests
+        )
 
 
 def _prefix(folder: StorePath) -> str | None:
@@ -175,7 +212,7 @@ def _listed(folder: StorePath) -> Iterator[tuple[str, int]]:
         return [(one["path"], one["size"]) for page in obstore.list(_store(folder.url), prefix=prefix) for one in page]
 
     with _in_words(folder, why_not):
-        for name, size in tried(ask):
+        for name, size in _asked(folder.url, "list", ask):
             yield name.removeprefix(prefix or ""), size
 
 
@@ -204,10 +241,12 @@ def changed_at(path: AnyPath) -> float | None:
 def conditional_put(path: StorePath, data: bytes, before: dict[str, Any] | None) -> dict[str, Any] | None:
     """Write an object if it is as it was ``before``, or if there is none; its tag, or None when that was not so."""
     try:
-        done = tried(
+        done = _asked(
+            path.url,
+            "put",
             lambda: obstore.put(
                 _store(path.url), path.key, data, mode=cast("Any", "create" if before is None else before)
-            )
+            ),
         )
     except (*NOT_MET, *GONE):
         return None
@@ -254,13 +293,16 @@ def link_or_copy(source: AnyPath, target: AnyPath) -> None:
             shutil.copyfile(source, target)
     elif isinstance(source, StorePath) and isinstance(target, StorePath) and source.url == target.url:
         with _in_words(target, why_not_written):
-            tried(lambda: obstore.copy(_store(source.url), source.key, target.key))
+            _asked(target.url, "put", lambda: obstore.copy(_store(source.url), source.key, target.key))
     elif isinstance(source, StorePath) and isinstance(target, Path):
         target.parent.mkdir(parents=True, exist_ok=True)
         download(source, target)
     elif isinstance(target, StorePath):
-        data = source if isinstance(source, Path) else source.read_bytes()
-        _put(target, lambda: data)
+        if isinstance(source, Path):
+            _put(target, lambda: source, source.stat().st_size)
+        else:
+            data = source.read_bytes()
+            _put(target, lambda: data, len(data))
 
 
 def download(source: StorePath, target: Path) -> None:
@@ -298,12 +340,13 @@ def put_when_whole(path: StorePath) -> Iterator[BinaryIO]:
     with tempfile.TemporaryFile(prefix="lumid-") as file:
         yield file
         file.flush()
+        size = file.tell()
 
         def from_its_start() -> Any:
             file.seek(0)
             return file
 
-        _put(path, from_its_start)
+        _put(path, from_its_start, size)
 
 
 def read_parquet(path: AnyPath, columns: Sequence[str] | None = None) -> pa.Table:

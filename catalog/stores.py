@@ -114,6 +114,16 @@ def tried(
                 raise
 
 
+def status_of(error: Exception) -> int | None:
+    """The HTTP status that a store has answered with; None where there was no answer, or none of HTTP's."""
+    if isinstance(error, GONE):
+        return 404
+    if isinstance(error, NOT_MET):
+        return 412
+    found = re.search(r"non-2xx status code: (\d{3})", str(error))
+    return int(found[1]) if found else None
+
+
 def create_object(store: ObjectStore, name: str, data: bytes) -> None:
     """Write an object if there is none. A put whose answer was lost finds its own: the caller compares.
 

@@ -143,6 +143,7 @@ def _build(
     facts = _build_facts(packed.manifest, listings, parts, spent, seconds, workers)
     if again is None and taken:
         facts |= {"base_series": len(taken), "series": plan.lock.num_rows}
+    progress.tell_requests()
     asked = {"requests": [asdict(one) for one in requests_of(layout)]}
     manifest = replace(packed.manifest, build=facts | asked)
     claim.check()

@@ -21,9 +21,10 @@ from lumid.catalog.fingerprint import catalog_hash
 from lumid.catalog.layout import Counts, Layout, Manifest, Shard
 from lumid.catalog.paths import AnyPath, StorePath, remove_below, sizes
 from lumid.catalog.schema import FORMAT_VERSION
+from lumid.dags.cluster import slots
 from lumid.dags.progress import BuildProgress
 from lumid.dags.state import write_state
-from lumid.dags.tasks import Failure, Task, guarded, run_tasks, slots
+from lumid.dags.tasks import Failure, Task, guarded, run_tasks
 from lumid.dags.turns import turn
 from lumid.dags.versions import PIXEL_LIBRARIES, versions
 from lumid.pipeline.lock import lock_hash, write_lock

@@ -54,7 +54,7 @@ def cost_of(traffic: Iterable[Traffic]) -> Cost:
             continue
         price = PRICES[scheme]
         for_requests = one.requests / 1000 * (price.get if one.operation == "get" else price.put)
-        for_bytes = one.bytes / 1e9 * price.gigabyte_out
+        for_bytes = one.bytes / 1e9 * price.gigabyte_out if one.operation == "get" else 0.0
         if one.archive in PROVIDERS:
             others += for_requests + for_bytes
         else:

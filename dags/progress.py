@@ -177,12 +177,16 @@ class BuildProgress:
 
     def _begin(self, name: str, total: int, done: int = 0) -> None:
         self._end_phase()
-        if own := traffic.take():  # what this process has asked for itself: listings, plans
-            self.events.tell("requests", requests=own)
+        self.tell_requests()
         self.events.tell("phase_begun", phase=name, total=total, done=done)
         self._name, self._done, self._total = name, 0, total
         self._started = time.monotonic()
         self._task = self._bars.add_task(name, total=total, facts="")
+
+    def tell_requests(self) -> None:
+        """Put down what this process has asked archives and stores for since it last did."""
+        if own := traffic.take():
+            self.events.tell("requests", requests=own)
 
     def _end_phase(self) -> None:
         if self._name:

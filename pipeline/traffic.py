@@ -8,14 +8,17 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from lumid.catalog.paths import tell_requests
+
 if TYPE_CHECKING:
     from lumid.pipeline.recipe import FetchSettings
 
 ARCHIVES = (
     "idc-aws", "idc-google", "tcia", "nih", "folder", "folder-s3", "folder-gs", "folder-az", "cache-s3", "cache-gs",
-    "cache-az",
+    "cache-az", "data-s3", "data-gs", "data-az",
 )  # fmt: skip
-"""Who is asked. ``folder`` is this machine's disk; ``folder-…`` and ``cache-…`` are stores by the scheme of their address."""
+"""Who is asked. ``folder`` is this machine's disk; ``folder-…``, ``cache-…`` and ``data-…`` are stores that hold sources, the
+cache, and data sets under way or finished, by the scheme of their address."""
 OPERATIONS = ("get", "list", "put")
 OUTCOMES = ("ok", "busy", "refused", "failed", "broken")
 """An answer; 429 or 503; another 4xx; another 5xx; no whole answer, or not what it should be."""
@@ -37,10 +40,10 @@ _requests: Counter[tuple[str, str, str]] = Counter()
 _bytes: Counter[tuple[str, str, str]] = Counter()
 
 
-def count(archive: str, operation: str, outcome: str, size: int = 0) -> None:
-    """One more request of this process, and the ``size`` in bytes of what came."""
+def count(archive: str, operation: str, outcome: str, size: int = 0, requests: int = 1) -> None:
+    """One more request of this process, or so many, and the ``size`` in bytes of what came."""
     with _lock:
-        _requests[archive, operation, outcome] += 1
+        _requests[archive, operation, outcome] += requests
         _bytes[archive, operation, outcome] += size
 
 
@@ -88,3 +91,10 @@ def archive_of(url: str, fetch: FetchSettings) -> str:
 def store_name(use: str, address: str) -> str:
     """``folder`` or ``cache`` with the scheme of the store's address."""
     return f"{use}-{address.partition('://')[0]}"
+
+
+def _count_data(scheme: str, operation: str, status: int | None, size: int, requests: int) -> None:
+    count(f"data-{scheme}", operation, outcome_of(status), size, requests)
+
+
+tell_requests(_count_data)

@@ -24,6 +24,7 @@ from obstore.exceptions import BaseError, InvalidPathError
 from obstore.store import S3Store
 
 from lumid._version import __version__
+from lumid.catalog.stores import status_of
 from lumid.pipeline.connections import CONNECT_S, NO_ANSWER, NO_CONNECTION
 from lumid.pipeline.download import TRANSIENT, StoppedError, waited_turn
 from lumid.pipeline.recipe import FetchSettings
@@ -196,8 +197,8 @@ class Buckets:
 def missed(error: Exception, timeout_s: float) -> Missed:
     """What went wrong, in our own words: obstore's text holds addresses, and what the server says."""
     text = str(error)
-    if match := re.search(r"non-2xx status code: (\d{3})", text):
-        return Missed(f"HTTP {match[1]}", int(match[1]))
+    if "non-2xx status code: " in text and (status := status_of(error)):
+        return Missed(f"HTTP {status}", status)
     if isinstance(error, InvalidPathError):
         return Missed("an object's name cannot be read")
     if isinstance(error, TimeoutError) or "kind: Timeout" in text:

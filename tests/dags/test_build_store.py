@@ -6,6 +6,7 @@ import os
 import random
 import signal
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,10 +23,12 @@ from lumid.dags import claim, log_copy
 from lumid.dags.build import build
 from lumid.dags.cluster import ClusterSettings
 from lumid.dags.log_copy import LogCopy, earlier_log
+from lumid.dags.prices import cost_of
 from lumid.dags.progress import BuildProgress
 from lumid.dags.status import status
 from lumid.pipeline.recipe import Recipe
 from lumid.pipeline.recipe_files import load_recipe
+from lumid.pipeline.traffic import Traffic
 from tests.dags.command import TIMEOUT_S, content, lumid, start, stored
 from tests.fake_idc import s3_server
 from tests.servers import before, now_and_then
@@ -164,11 +167,25 @@ def test_a_store_that_refuses_now_and_then(
     built_study: Path, recipe: Path, bucket: Bucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     refuse, refused = now_and_then(0.1)
-    with before(s3_server(), refuse) as address:
+    seen: Counter[str] = Counter()
+
+    def counted(command: str) -> int | None:
+        seen[command] += 1
+        return refuse(command)
+
+    with before(s3_server(), counted) as address:
         monkeypatch.setenv("AWS_ENDPOINT_URL", address)
-        run(recipe, f"s3://{bucket[0]}/data")
+        manifest = run(recipe, f"s3://{bucket[0]}/data")
+        asked = seen.copy()
         assert stored(f"s3://{bucket[0]}/data") == content(built_study)
     assert {"PUT", "GET"} <= set(refused)
+    told = [one for one in manifest.build["requests"] if one["archive"] == "data-s3"]
+    puts = sum(one["requests"] for one in told if one["operation"] == "put")
+    others = sum(one["requests"] for one in told if one["operation"] != "put")
+    assert 0.9 * asked["PUT"] <= puts <= asked["PUT"], "all but what the end takes, which the manifest cannot know"
+    assert 0.8 * (asked["GET"] + asked["HEAD"]) <= others <= asked["GET"] + asked["HEAD"]
+    assert {one["outcome"] for one in told} >= {"ok", "busy"}
+    assert cost_of(Traffic(**one) for one in told).requests > 0
 
 
 def test_what_is_in_the_way_is_left_alone(recipe: Path, bucket: Bucket, quick_lease: None) -> None:
