@@ -258,7 +258,7 @@ def _commit(layout: Layout[AnyPath], packed: Packed, manifest: Manifest) -> None
         strange = [name for name in sizes(root) if name.startswith(PACKED) and name not in packed.names]
         remove_below(root, strange)  # of an earlier run that had other parts
     else:
-        _move(packed.folder, root)
+        _move(packed, root)
     write_citations(root, manifest)
     write_text(layout.report, render_report(root, manifest))
     if isinstance(layout.manifest, StorePath):
@@ -269,12 +269,16 @@ def _commit(layout: Layout[AnyPath], packed: Packed, manifest: Manifest) -> None
     remove_work(layout)
 
 
-def _move(packed: AnyPath, root: Path) -> None:
-    assert isinstance(packed, Path)
+def _move(packed: Packed, root: Path) -> None:
+    folder = packed.folder
+    assert isinstance(folder, Path)
+    for name in sizes(folder):
+        if name.startswith(PACKED) and name not in packed.names:  # what a killed worker had begun
+            (folder / name).unlink()
     (root / "dataset.json").unlink(missing_ok=True)  # from here to the end, this is not the data set that it says
-    shutil.rmtree(packed / "receipts", ignore_errors=True)  # and what is moved would have to be packed again
+    shutil.rmtree(folder / "receipts", ignore_errors=True)  # and what is moved would have to be packed again
     for name in ("shards", "catalog", "rejects", "lock.parquet"):
-        source, target = packed / name, root / name
+        source, target = folder / name, root / name
         if not source.exists():
             source.mkdir(parents=True)
         if target.is_dir():

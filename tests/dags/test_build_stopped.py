@@ -6,8 +6,17 @@ import json
 import os
 import signal
 from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
 
 from lumid.catalog.layout import Layout
+from lumid.dags import build as building
+from lumid.dags.cluster import ClusterSettings
+from lumid.dags.packing import Packed
+from lumid.dags.progress import BuildProgress
+from lumid.pipeline.recipe_files import load_recipe
 from tests.dags.command import TIMEOUT_S, content, lumid, part_times, start, wait_for_parts
 
 
@@ -97,3 +106,22 @@ def test_two_builds_into_one_folder(recipe: Path, tmp_path: Path) -> None:
     process.send_signal(signal.SIGCONT)
     process.communicate(timeout=TIMEOUT_S)
     assert process.returncode == 0
+
+
+def test_what_a_killed_worker_had_begun_is_no_part_of_the_data_set(
+    built_study: Path, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = building.pack
+
+    def with_leftovers(*given: Any) -> Packed:
+        packed = whole(*given)
+        assert isinstance(packed.folder, Path)
+        for name in ("shards/.lumid-000006.tar.04e30f03.tmp", "catalog/modality=CT/.part-00000.parquet.0f.tmp"):
+            (packed.folder / name).write_bytes(b"half of it")
+        return packed
+
+    monkeypatch.setattr(building, "pack", with_leftovers)
+    building.build(
+        load_recipe(str(recipe)), tmp_path / "data", ClusterSettings(None, 1), BuildProgress(Console(quiet=True))
+    )
+    assert content(tmp_path / "data") == content(built_study)
