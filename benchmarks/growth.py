@@ -31,16 +31,8 @@ from lumid.catalog.schema import REJECTS
 from lumid.model.stream.selection import select
 from lumid.pipeline.batches import make_batches
 from lumid.pipeline.lock import series_of
-from lumid.pipeline.pack import (
-    build_index,
-    group_parts,
-    plan_catalog,
-    plan_cuts,
-    plan_shards,
-    read_index,
-    write_catalog_chunk,
-    write_cut,
-)
+from lumid.pipeline.pack import build_index, group_parts, plan_shards, read_index
+from lumid.pipeline.pack_catalog import plan_catalog, plan_cuts, write_catalog_chunk, write_cut
 from lumid.pipeline.parts import PartAccount, PartFiles, SeriesAccount, write_rejects_of, write_rows
 
 IN_SERIES, IN_PART = 87, 1000

@@ -53,17 +53,8 @@ from lumid.dags.tasks import run_tasks
 from lumid.pipeline.batches import make_batches
 from lumid.pipeline.decode import quiet_libraries
 from lumid.pipeline.lock import series_of
-from lumid.pipeline.pack import (
-    build_index,
-    group_parts,
-    pack_shard,
-    plan_catalog,
-    plan_cuts,
-    plan_shards,
-    read_index,
-    write_catalog_chunk,
-    write_cut,
-)
+from lumid.pipeline.pack import build_index, group_parts, pack_shard, plan_shards, read_index
+from lumid.pipeline.pack_catalog import plan_catalog, plan_cuts, write_catalog_chunk, write_cut
 from lumid.pipeline.parts import PartAccount, PartFiles, SeriesAccount, choose, read_account, write_rows
 from lumid.pipeline.recipe import FetchSettings
 from lumid.pipeline.sources.folder import pydicom_files

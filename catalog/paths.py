@@ -29,8 +29,8 @@ from lumid.catalog.stores import (
     GONE,
     NOT_MET,
     STORE_ERRORS,
-    create_object,
     open_store,
+    put_new,
     status_of,
     tried,
     why_not,
@@ -112,7 +112,7 @@ class StorePath:
     def create(self, data: bytes) -> bool:
         """Write the object if there is none; whether it holds this now: an answer that was lost finds its own."""
         with _in_words(self, why_not_written):
-            _asked(self.url, "put", lambda: create_object(_store(self.url), self.key, data))
+            _asked(self.url, "put", lambda: put_new(_store(self.url), self.key, data))
         return self.read_bytes() == data
 
     def unlink(self, missing_ok: bool = False) -> None:

@@ -12,6 +12,7 @@ import random
 import re
 import threading
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, TypeVar
@@ -124,19 +125,15 @@ def status_of(error: Exception) -> int | None:
     return int(found[1]) if found else None
 
 
+def put_new(store: ObjectStore, name: str, data: bytes) -> None:
+    """Write an object if there is none, in one try. A put whose answer was lost finds its own: the caller compares."""
+    with suppress(AlreadyExistsError):
+        obstore.put(store, name, data, mode="create")
+
+
 def create_object(store: ObjectStore, name: str, data: bytes) -> None:
-    """Write an object if there is none. A put whose answer was lost finds its own: the caller compares.
-
-    Raises the last of :data:`STORE_ERRORS`.
-    """
-
-    def attempt() -> None:
-        try:
-            obstore.put(store, name, data, mode="create")
-        except AlreadyExistsError:
-            return
-
-    tried(attempt)
+    """:func:`put_new`, tried again when the store fails. Raises the last of :data:`STORE_ERRORS`."""
+    tried(lambda: put_new(store, name, data))
 
 
 _never = threading.Event()

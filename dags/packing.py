@@ -29,8 +29,6 @@ from lumid.dags.turns import turn
 from lumid.dags.versions import PIXEL_LIBRARIES, versions
 from lumid.pipeline.lock import lock_hash, write_lock
 from lumid.pipeline.pack import (
-    CatalogChunk,
-    Cut,
     ExactDuplicates,
     Group,
     IndexPiece,
@@ -38,15 +36,12 @@ from lumid.pipeline.pack import (
     build_index,
     group_parts,
     pack_shard,
-    plan_catalog,
-    plan_cuts,
     plan_shards,
     read_index,
-    write_catalog_chunk,
-    write_cut,
     write_rejects,
 )
-from lumid.pipeline.parts import PartFiles, read_accounts
+from lumid.pipeline.pack_catalog import CatalogChunk, Cut, plan_catalog, plan_cuts, write_catalog_chunk, write_cut
+from lumid.pipeline.parts import PartAccount, PartFiles, read_accounts
 from lumid.pipeline.recipe import Recipe
 
 GROUPS_PER_SLOT = 2
@@ -111,11 +106,34 @@ def pack(
     rejects = write_rejects(data / REJECTS_NAME, pieces, duplicates, parts)
     write_lock(data / LOCK_NAME, lock, recipe)
 
-    accounts = read_accounts(parts)
+    manifest = _manifest(
+        recipe,
+        lock,
+        read_accounts(parts),
+        len(index),
+        rejects,
+        shards,
+        [files[f"catalog-{one.number}"] for one in chunks],
+    )
+    names = {f"shards/{shard.name}" for shard in shards} | {REJECTS_NAME, LOCK_NAME}
+    for one in chunks:
+        counted = files[f"catalog-{one.number}"].modalities
+        names |= {f"catalog/{file_name(modality, one.number)}" for modality, _ in counted}
+    return Packed(folder, data, frozenset(names), manifest)
+
+
+def _manifest(
+    recipe: Recipe, lock: pa.Table, accounts: Sequence[PartAccount], kept: int, rejects: pa.Table,
+    shards: Sequence[Shard], chunks: Sequence[CatalogFile],
+) -> Manifest:  # fmt: skip
+    """What was packed, counted; without facts about the build.
+
+    Raises :class:`AccountingError` when planned frames are not kept plus rejected ones.
+    """
     planned = sum(account.planned for account in accounts)
     objects = sum(account.objects for account in accounts)
     rejected = sum(rejects["frames"].to_pylist())
-    counts = Counts(objects=objects, planned=planned, kept=len(index), rejected=rejected)
+    counts = Counts(objects=objects, planned=planned, kept=kept, rejected=rejected)
     pinned = lock["objects"]
     unaccounted = pinned.null_count == 0 and objects != (pc.sum(pinned).as_py() or 0)
     if counts.planned != counts.kept + counts.rejected or unaccounted:
@@ -126,16 +144,16 @@ def pack(
     for code, frames in zip(rejects["code"].to_pylist(), rejects["frames"].to_pylist(), strict=True):
         reasons[code] += frames
     modalities: Counter[str] = Counter()
-    for file in files.values():
+    for file in chunks:
         modalities.update(dict(file.modalities))
-    manifest = Manifest(
+    return Manifest(
         name=recipe.name,
         format_version=FORMAT_VERSION,
         lumid_version=__version__,
         recipe=recipe.canonical(),
         recipe_hash=recipe.hash(),
         lock_hash=lock_hash(lock),
-        catalog_hash=catalog_hash([files[f"catalog-{one.number}"].sha256 for one in chunks]),
+        catalog_hash=catalog_hash([file.sha256 for file in chunks]),
         libraries=versions(PIXEL_LIBRARIES),
         counts=counts,
         modalities=dict(sorted(modalities.items())),
@@ -144,11 +162,6 @@ def pack(
         build={},
         unknown=dict(sorted(sum((account.unknown for account in accounts), Counter[str]()).items())),
     )
-    names = {f"shards/{shard.name}" for shard in shards} | {REJECTS_NAME, LOCK_NAME}
-    for one in chunks:
-        counted = files[f"catalog-{one.number}"].modalities
-        names |= {f"catalog/{file_name(modality, one.number)}" for modality, _ in counted}
-    return Packed(folder, data, frozenset(names), manifest)
 
 
 def _packed_folder(layout: Layout[AnyPath], lock: pa.Table, parts: Sequence[PartFiles]) -> AnyPath:

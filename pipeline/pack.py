@@ -1,8 +1,7 @@
-"""Parts → shards and catalog. Every part is sorted by key, so a shard is a merge of one short range of each.
+"""Parts → shards. Every part is sorted by key, so a shard is a merge of one short range of each.
 
-Rows go another way, because a part's Parquet file takes as long to open for one row as for all: parts are read in
-groups (:class:`Group`), each once for the index and once to be cut by the chunks of the catalog, and a chunk is put
-together from one piece of each group. So the work grows with the parts, not with parts times chunks.
+Parts are read in groups (:class:`Group`) for the index of all samples; what the catalog is made of goes another way
+(:mod:`lumid.pipeline.pack_catalog`).
 """
 
 from __future__ import annotations
@@ -22,11 +21,10 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from lumid.catalog.catalog_files import CATALOG_CHUNK_ROWS, CatalogFile, write_catalog_rows
 from lumid.catalog.errors import DatasetError
 from lumid.catalog.layout import Shard, atomic_file, write_table
-from lumid.catalog.paths import AnyPath, StorePath, over, read_arrow, read_parquet, read_span
-from lumid.catalog.schema import CATALOG, REJECTS, RejectRow, to_table
+from lumid.catalog.paths import AnyPath, StorePath, over, read_parquet, read_span
+from lumid.catalog.schema import REJECTS, RejectRow, to_table
 from lumid.catalog.shards import END_OF_TAR, image_offset
 from lumid.pipeline.parts import LOCK_ROW, PartFiles, read_account, read_accounts, read_rejects
 from lumid.pipeline.reject import Reject
@@ -129,7 +127,7 @@ def read_index(group: Group, exact: ExactDuplicates = "keep") -> IndexPiece:
     """The samples and the rejects of a group of parts."""
     pieces, hashes = [], [np.empty((0, 2), np.uint64)]
     columns = ["key", "offset", LOCK_ROW.name] + (["pixel_hash"] if exact != "keep" else [])
-    tables = over(group.parts, lambda files: read_parquet(files.rows, columns), remote=_in_store(group.parts))
+    tables = over(group.parts, lambda files: read_parquet(files.rows, columns), remote=in_store(group.parts))
     for number, (files, table) in enumerate(zip(group.parts, tables, strict=True), group.first):
         begin = table["offset"].to_numpy() - image_offset(0)
         end = np.append(begin[1:], read_account(files).sample_bytes)[: len(begin)]
@@ -144,11 +142,12 @@ def read_index(group: Group, exact: ExactDuplicates = "keep") -> IndexPiece:
         pieces.append(piece.take(mine))
         if exact != "keep":
             hashes.append(_pixel_hashes(table)[mine])
-    rejects = over(group.parts, read_rejects, remote=_in_store(group.parts))
-    return IndexPiece(_joined(pieces), np.concatenate(hashes), pa.concat_tables(rejects))
+    rejects = over(group.parts, read_rejects, remote=in_store(group.parts))
+    return IndexPiece(joined(pieces), np.concatenate(hashes), pa.concat_tables(rejects))
 
 
-def _joined(pieces: Sequence[Index]) -> Index:
+def joined(pieces: Sequence[Index]) -> Index:
+    """All of their samples, one piece after the other."""
     if not pieces:
         none, names = np.array([], np.int64), np.array([], "S24")
         return Index(names, none.astype(np.int32), none.astype(np.int32), none, none, none, names)
@@ -171,7 +170,7 @@ def build_index(
     ``pieces``: of all groups of parts. ``exact``: what is done about samples with the same pixels, of which the first by
     key is the one that counts. The index is the same however the series are spread over parts.
     """
-    index = _joined([piece.index for piece in pieces])
+    index = joined([piece.index for piece in pieces])
     order = np.lexsort((index.row, index.lock_row, index.keys))
     index = index.take(order)
     again = np.zeros(len(index), bool)
@@ -347,113 +346,6 @@ def _scatter(descriptor: int, offset: int, views: list[memoryview]) -> None:
             views[0] = views[0][found:]
 
 
-@dataclass(frozen=True, slots=True)
-class CatalogChunk:
-    """The catalog's rows of some consecutive shards: arrays of equal length, in the order of parts and rows.
-
-    ``shard``: places in ``shards``. ``twins`` is None where no sample has one.
-    """
-
-    number: int
-    shards: tuple[str, ...]
-    shard: npt.NDArray[np.int32]
-    part: npt.NDArray[np.int32]
-    row: npt.NDArray[np.int32]
-    start: npt.NDArray[np.int64]
-    twins: npt.NDArray[np.bytes_] | None
-
-
-def plan_catalog(shards: Sequence[ShardPlan]) -> list[CatalogChunk]:
-    """Consecutive shards, as many to a chunk as hold half a million rows."""
-    groups: list[list[ShardPlan]] = []
-    rows = 0
-    for shard in shards:
-        if not groups or rows + len(shard.samples) > CATALOG_CHUNK_ROWS:
-            groups.append([])
-            rows = 0
-        groups[-1].append(shard)
-        rows += len(shard.samples)
-    return [_chunk(number, group) for number, group in enumerate(groups)]
-
-
-def _chunk(number: int, shards: Sequence[ShardPlan]) -> CatalogChunk:
-    samples = _joined([plan.samples for plan in shards])
-    order = np.lexsort((samples.row, samples.part))
-    shard = np.repeat(np.arange(len(shards), dtype=np.int32), [len(plan.samples) for plan in shards])
-    starts = np.concatenate([plan.starts for plan in shards])
-    return CatalogChunk(
-        number, tuple(plan.name for plan in shards), shard[order], samples.part[order], samples.row[order], starts[order],
-        samples.twin[order] if (samples.twin != b"").any() else None,
-    )  # fmt: skip
-
-
-@dataclass(frozen=True, slots=True)
-class Cut:
-    """Which rows of a group of parts go into which chunks: by chunk, their parts (from the group's first) and rows."""
-
-    group: Group
-    chunks: tuple[tuple[int, npt.NDArray[np.int32], npt.NDArray[np.int32]], ...]
-
-
-def plan_cuts(groups: Sequence[Group], chunks: Sequence[CatalogChunk]) -> list[Cut]:
-    """How each group is cut."""
-    cuts = []
-    for group in groups:
-        mine = []
-        for chunk in chunks:
-            begin, end = np.searchsorted(chunk.part, [group.first, group.first + len(group.parts)])
-            if begin < end:
-                mine.append((chunk.number, chunk.part[begin:end] - np.int32(group.first), chunk.row[begin:end]))
-        cuts.append(Cut(group, tuple(mine)))
-    return cuts
-
-
-def write_cut(cut: Cut, folder: AnyPath) -> None:
-    """Write the rows of a group of parts into a file for each chunk that has any of them."""
-    parts = cut.group.parts
-    tables = [
-        table.drop_columns([LOCK_ROW.name]).replace_schema_metadata(None)
-        for table in over(parts, lambda files: read_parquet(files.rows), remote=_in_store(parts))
-    ]
-    begins = np.cumsum([0, *(table.num_rows for table in tables)])
-    rows = pa.concat_tables(tables).combine_chunks()
-    for number, part, row in cut.chunks:
-        mine = rows.take(pa.array(begins[part] + row))
-        with (
-            atomic_file(folder / _cut_name(cut.group.number, number)) as file,
-            pa.ipc.new_file(file, mine.schema, options=pa.ipc.IpcWriteOptions(compression="lz4")) as writer,
-        ):
-            writer.write_table(mine)
-
-
-def _cut_name(group: int, chunk: int) -> str:
-    return f"{group:05d}-{chunk:05d}.arrow"
-
-
-def write_catalog_chunk(chunk: CatalogChunk, firsts: Sequence[int], cuts: AnyPath, folder: AnyPath) -> CatalogFile:
-    """Write a chunk's rows as one Parquet file a modality, sorted so that queries can skip most of them.
-
-    ``firsts``: the number of each group's first part. ``cuts``: the folder that :func:`write_cut` has written to.
-    """
-    return write_catalog_rows(_chunk_rows(chunk, firsts, cuts), chunk.number, folder)
-
-
-def _chunk_rows(chunk: CatalogChunk, firsts: Sequence[int], cuts: AnyPath) -> pa.Table:
-    """The chunk's rows out of all groups, with shard, offset and what they are duplicates of as they will be."""
-    groups = np.unique(np.searchsorted(np.array(firsts), chunk.part, side="right") - 1).tolist()
-    paths = [cuts / _cut_name(group, chunk.number) for group in groups]
-    table = pa.concat_tables(over(paths, read_arrow, remote=isinstance(cuts, StorePath)))
-    twins = [None] * len(table) if chunk.twins is None else [twin.decode() or None for twin in chunk.twins.tolist()]
-    values = {
-        "shard": pa.array(chunk.shards, pa.string()).take(pa.array(chunk.shard)),
-        "offset": pa.array(image_offset(0) + chunk.start, pa.int64()),
-        "duplicate_of": pa.array(twins, pa.string()),
-    }
-    for name, column in values.items():
-        table = table.set_column(table.schema.get_field_index(name), CATALOG.field(name), column)
-    return table.cast(CATALOG)
-
-
 def write_rejects(
     path: AnyPath, pieces: Sequence[IndexPiece], more: list[RejectRow], parts: Sequence[PartFiles]
 ) -> pa.Table:
@@ -465,5 +357,6 @@ def write_rejects(
     return table
 
 
-def _in_store(parts: Sequence[PartFiles]) -> bool:
+def in_store(parts: Sequence[PartFiles]) -> bool:
+    """Whether any of them lies in an object store."""
     return any(isinstance(files.folder, StorePath) for files in parts)

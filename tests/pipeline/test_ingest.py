@@ -15,7 +15,7 @@ from lumid.catalog.codecs import decode
 from lumid.catalog.keys import PUBLIC_SECRET, Keyer
 from lumid.catalog.schema import RejectRow
 from lumid.catalog.shards import read_range, read_samples
-from lumid.pipeline import pack
+from lumid.pipeline import pack, pack_catalog
 from lumid.pipeline.batches import Batch, large_first, make_batches
 from lumid.pipeline.decode import quiet_libraries
 from lumid.pipeline.ingest import BatchResult, ingest
@@ -26,13 +26,10 @@ from lumid.pipeline.pack import (
     build_index,
     group_parts,
     pack_shard,
-    plan_catalog,
-    plan_cuts,
     plan_shards,
     read_index,
-    write_catalog_chunk,
-    write_cut,
 )
+from lumid.pipeline.pack_catalog import plan_catalog, plan_cuts, write_catalog_chunk, write_cut
 from lumid.pipeline.parts import PartFiles, write_part
 from lumid.pipeline.recipe import PixelSettings, Recipe, SelectSettings, SplitSettings
 from lumid.pipeline.recipe_files import make_recipe
@@ -272,7 +269,7 @@ def parts_of(folder: Path, target: Path, batch_slices: int, **select: Any) -> li
 def test_shards_and_catalog_do_not_depend_on_how_the_work_was_cut(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, group_rows: int, group_parts: int
 ) -> None:
-    monkeypatch.setattr(pack, "CATALOG_CHUNK_ROWS", 12)
+    monkeypatch.setattr(pack_catalog, "CATALOG_CHUNK_ROWS", 12)
     source = tmp_path / "source"
     source.mkdir()
     rng = np.random.default_rng(0)
