@@ -38,6 +38,7 @@ from lumid.dags.progress import BuildProgress
 from lumid.dags.state import read_state
 from lumid.dags.status import requests_of
 from lumid.dags.watch import watching
+from lumid.pipeline import traffic
 from lumid.pipeline.lock import lock_hash
 from lumid.pipeline.parts import PartFiles, choose, forget_accounts, read_accounts
 from lumid.pipeline.recipe import Recipe
@@ -73,6 +74,7 @@ def build(
     pinned by a plan of the same recipe. ``base``: a finished data set whose series that are the same are taken from it;
     the result is that of a build of all. Raises :class:`LumidError` with one line for everything the user can mend.
     """
+    traffic.take()  # what this process has asked for before is not this build's
     with _layout(out) as layout, storage_errors(out), nothing_unpacked_left(layout):
         finished, again = _look(layout, recipe)
         grown = check_growth(layout, base, recipe) if finished is None and again is None else None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -12,11 +11,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import dask
-from distributed import Client, LocalCluster, Worker
+from distributed import Client, Worker
 from distributed.diagnostics.plugin import WorkerPlugin
 
 from lumid.catalog.errors import LumidError
 from lumid.dags import metrics
+from lumid.dags.local import start_local
 from lumid.dags.quiet import keep_quiet
 from lumid.dags.remote import security_of, start_remote
 from lumid.dags.turns import set_threads
@@ -30,8 +30,6 @@ WHERE_TO_LOOK = {
     "slurm": "see `squeue` and the jobs' own output",
     "kubernetes": "see `kubectl get pods` and their events",
 }
-LOST_AFTER_S = 3.0
-"""A worker without a process twice in a row, so many seconds apart, is not being started again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,22 +124,8 @@ def open_cluster(settings: ClusterSettings, scratch: Path, waiting: Waiting | No
                 client.register_plugin(QuietWorker(own_process=True))
                 yield client
             return
-        # the workers are forked from a fresh interpreter: limits on threads must be in its environment
-        threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
-        with (
-            dask.config.set({"distributed.nanny.pre-spawn-environ": threads}),
-            LocalCluster(
-                n_workers=where.workers or default_workers(),
-                threads_per_worker=2 if settings.ahead else 1,
-                processes=True,
-                host="127.0.0.1",
-                dashboard_address="127.0.0.1:0",  # two builds on one machine must not want the same port
-                local_directory=str(scratch),
-                silence_logs=logging.CRITICAL,
-            ) as cluster,
-            _replaced_when_lost(cluster),
-            Client(cluster, set_as_default=False) as client,
-        ):
+        workers, threads = where.workers or default_workers(), 2 if settings.ahead else 1
+        with start_local(workers, threads, scratch) as cluster, Client(cluster, set_as_default=False) as client:
             client.register_plugin(QuietWorker(own_process=True))
             yield client
 
@@ -177,38 +161,6 @@ def _join(settings: ClusterSettings, where: AnyCluster) -> Client:
     except (OSError, ValueError, TypeError, TimeoutError):
         name = f"--scheduler {address}" if settings.scheduler else f"cluster.address: {address}"
         raise LumidError(f"{name}: no Dask scheduler answers there, or not with this certificate") from None
-
-
-@contextmanager
-def _replaced_when_lost(cluster: LocalCluster) -> Iterator[None]:
-    """Start a worker for each that is gone for good.
-
-    Dask's nanny starts a dead worker again, but not one that dies while it is still being started: a worker that takes
-    up the object that kills it at once, on a busy machine. With all workers lost that way a build would wait for ever.
-    """
-    wanted = len(cluster.worker_spec)
-    ended = threading.Event()
-
-    def watch() -> None:
-        before: set[object] = set()
-        while not ended.wait(LOST_AFTER_S):
-            nannies = dict(
-                cluster.workers
-            )  # a nanny that failed is taken out of these, and not out of the specification
-            dead = {name for name in list(cluster.worker_spec) if name not in nannies or not nannies[name].is_alive()}
-            if lost := dead & before:
-                for name in lost:
-                    cluster.worker_spec.pop(name, None)
-                cluster.scale(wanted)
-            before = dead - lost
-
-    watcher = threading.Thread(target=watch, name="lumid-workers", daemon=True)
-    watcher.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        watcher.join()
 
 
 def slots(client: Client) -> int:

@@ -28,6 +28,28 @@ def _stop(number: int, _frame: FrameType | None) -> None:
 
 def main() -> None:
     """Run the command line; every expected error is one line on stderr and an exit code."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _stop)
+    keep_quiet()
+    try:
+        _run()
+    except LumidError as error:
+        Console(stderr=True, soft_wrap=True, highlight=False).print(f"[bold red]error:[/] {_escape(str(error))}")
+        sys.exit(error.exit_code)
+    except Stopped as stopped:
+        typer.echo("stopped; what is finished is kept: run the same command again to go on", err=True)
+        sys.exit(stopped.exit_code)
+    except BrokenPipeError:
+        sys.exit(EXIT_FAILED)
+    except Exception as error:
+        # the value of an unforeseen exception may quote a header: name its kind and place, never its text
+        typer.echo(
+            f"error: lumid failed ({type(error).__name__} at {place_of(error)}); please report this line", err=True
+        )
+        sys.exit(EXIT_FAILED)
+
+
+def _run() -> None:
     from lumid.dags.cli import (  # noqa: F401  registers the commands
         ask,
         build,
@@ -46,25 +68,7 @@ def main() -> None:
     )
     from lumid.dags.cli.app import app
 
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _stop)
-    keep_quiet()
-    try:
-        app()
-    except LumidError as error:
-        Console(stderr=True, soft_wrap=True, highlight=False).print(f"[bold red]error:[/] {_escape(str(error))}")
-        sys.exit(error.exit_code)
-    except Stopped as stopped:
-        typer.echo("stopped; what is finished is kept: run the same command again to go on", err=True)
-        sys.exit(stopped.exit_code)
-    except BrokenPipeError:
-        sys.exit(EXIT_FAILED)
-    except Exception as error:
-        # the value of an unforeseen exception may quote a header: name its kind and place, never its text
-        typer.echo(
-            f"error: lumid failed ({type(error).__name__} at {place_of(error)}); please report this line", err=True
-        )
-        sys.exit(EXIT_FAILED)
+    app()
 
 
 def _escape(text: str) -> str:

@@ -13,6 +13,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import dask
 import psutil
 import pytest
 from distributed import LocalCluster
@@ -235,7 +236,10 @@ def test_no_stacks_are_sampled(tmp_path: Path) -> None:
     with open_cluster(ClusterSettings(workers=1), tmp_path) as client:
         assert client.run(_sampling) == {address: [] for address in client.nthreads()}
         assert not [thread.name for thread in threading.enumerate() if thread.name == "Profile"]
-    with LocalCluster(n_workers=1, processes=False, dashboard_address=None) as cluster:
+    with (
+        dask.config.set({"distributed.worker.profile.enabled": True}),
+        LocalCluster(n_workers=1, processes=False, dashboard_address=None) as cluster,
+    ):
         (worker,) = cluster.workers.values()
         assert worker.periodic_callbacks["profile"].is_running()
         with open_cluster(ClusterSettings(scheduler=cluster.scheduler_address), tmp_path):
