@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 import psutil
 import pyarrow as pa
+from pydicom import FileDataset
 from slices import ROOT, Template
 
 from lumid.catalog.keys import PUBLIC_SECRET, Keyer
@@ -66,7 +67,7 @@ class Kind:
 
 def make_archive(root: Path, kinds: Sequence[Kind], templates: Mapping[str, Sequence[Template]]) -> pa.Table:
     """Write the objects under ``root``; the lock that pins them. A series is made of one real image."""
-    keyer, rows, number = Keyer(PUBLIC_SECRET), [], 0
+    rows, number = [], 0
     for kind in kinds:
         for one, template in zip(range(kind.series), itertools.cycle(templates[kind.name])):
             number += 1
@@ -76,13 +77,27 @@ def make_archive(root: Path, kinds: Sequence[Kind], templates: Mapping[str, Sequ
             for place, data in enumerate(copies(template, number, kind.slices)):
                 (folder / f"{place:05}.dcm").write_bytes(data)
                 size += len(data)
-            rows.append(
-                dict.fromkeys(LOCK.names)
-                | {"recipe_source": 0, "source": "idc", "collection": "nlst", "license": "CC BY 4.0", "bytes": size,
-                   "source_version": "IDC", "digest": uuid, "location": uuid, "objects": kind.slices,
-                   "modality": kind.name, "series": keyer.pseudonym("series", uuid), "urls": [f"s3://{BUCKET}/{uuid}/"]}
-            )  # fmt: skip
+            rows.append(_row(uuid, kind.name, kind.slices, size))
     return pa.Table.from_pylist(rows, schema=LOCK).sort_by([("series", "ascending"), ("location", "ascending")])
+
+
+def make_long_series(root: Path, data: FileDataset, objects: int) -> pa.Table:
+    """Write one series of so many copies of an object, as it is but for its UIDs; the lock that pins it."""
+    uuid, size = hashlib.md5(b"long", usedforsecurity=False).hexdigest(), 0
+    (root / uuid).mkdir(parents=True)
+    for number in range(objects):
+        data.SOPInstanceUID = data.file_meta.MediaStorageSOPInstanceUID = f"{ROOT}2.{number}"
+        data.save_as(root / uuid / f"{number:05}.dcm", enforce_file_format=True)
+        size += (root / uuid / f"{number:05}.dcm").stat().st_size
+    return pa.Table.from_pylist([_row(uuid, str(data.Modality), objects, size)], schema=LOCK)
+
+
+def _row(uuid: str, modality: str, objects: int, size: int) -> dict[str, Any]:
+    return dict.fromkeys(LOCK.names) | {
+        "recipe_source": 0, "source": "idc", "collection": "nlst", "license": "CC BY 4.0", "bytes": size,
+        "source_version": "IDC", "digest": uuid, "location": uuid, "objects": objects, "modality": modality,
+        "series": Keyer(PUBLIC_SECRET).pseudonym("series", uuid), "urls": [f"s3://{BUCKET}/{uuid}/"],
+    }  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)

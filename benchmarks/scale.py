@@ -4,7 +4,7 @@ Seconds are the clock's where it says so, else the processor's. Real images (:mo
 under fresh UIDs; parts are synthetic (:mod:`synthetic_parts`).
 
     python benchmarks/scale.py --source ~/dicom                       # all of it: half an hour
-    python benchmarks/scale.py --only resume                          # one of: workers dask memory resume pack costs
+    python benchmarks/scale.py --only resume                          # one of: workers dask memory resume pack pieces costs
     python benchmarks/scale.py --only costs --json benchmarks/costs.json      # what benchmarks/simulate.py goes by
     python benchmarks/scale.py --small                                # everything in small, to see that it runs
 """
@@ -33,30 +33,36 @@ from typing import Any
 import cv2
 import psutil
 import pydicom
-from archive import Kind, copies, make_archive, served
+from archive import Kind, copies, make_archive, make_long_series, served
 from build import build
 from distributed import Client
+from pydicom import FileDataset
 from rich.console import Console
 from slices import Given, Template, listed, run_lumid, templates
 from synthetic_parts import Sizes, idc_recipe, noop_task, synthetic_lock, synthetic_rows, write_parts
 
+from lumid.catalog.keys import PUBLIC_SECRET, Keyer
 from lumid.catalog.layout import Layout
+from lumid.dags import ingesting
 from lumid.dags.build import build as run_build
 from lumid.dags.claim import claimed
 from lumid.dags.cluster import ClusterSettings, open_cluster
+from lumid.dags.ingest_tasks import Ingested, join_task, piece_file
 from lumid.dags.ingesting import built_parts, ingest_batches
 from lumid.dags.journal import noting
 from lumid.dags.packing import Tars, pack
 from lumid.dags.planning import pin_series, plan_build
 from lumid.dags.progress import BuildProgress
 from lumid.dags.tasks import run_tasks
-from lumid.pipeline.batches import make_batches
+from lumid.pipeline.batches import Batch, make_batches
 from lumid.pipeline.decode import quiet_libraries
 from lumid.pipeline.lock import series_of
 from lumid.pipeline.pack import build_index, group_parts, pack_shard, plan_shards, read_index
 from lumid.pipeline.pack_catalog import plan_catalog, plan_cuts, write_catalog_chunk, write_cut
 from lumid.pipeline.parts import PartAccount, PartFiles, SeriesAccount, choose, read_account, write_rows
+from lumid.pipeline.pieces import divide, ingest_piece, write_piece
 from lumid.pipeline.recipe import FetchSettings
+from lumid.pipeline.sources import open_source
 from lumid.pipeline.sources.folder import pydicom_files
 from lumid.pipeline.sources.idc import IdcSource
 
@@ -374,7 +380,8 @@ def costs(images: Images, source: Path, slices: int, part_sizes: Sequence[Sizes]
     packs = [pack_cost(size) for size in part_sizes]
     return {
         "kinds": {name: {field: getattr(one, field) for field in one.__slots__} for name, one in kinds.items()},
-        "fetch": fetch, "dask": dask(400), "head_share": statistics.mean(one.head_share for one in others), "pack": packs, "fixed_s": fixed_s(images["CT"]), **task_costs(),
+        "fetch": fetch, "dask": dask(400), "head_share": statistics.mean(one.head_share for one in others), "pack": packs, "fixed_s": fixed_s(images["CT"]),
+        "join_ms": join_ms(images["CT"][0], 40 * slices), **task_costs(),
     }  # fmt: skip
 
 
@@ -469,6 +476,63 @@ def searched(folder: Path) -> KindCost:
     return KindCost(ms, ms, size / frames / 1e3, out / max(1, kept) / 1e3 + 2.5, [1.0])
 
 
+def ultrasound(folder: Path) -> FileDataset:
+    """A real object of ultrasound, the first in a folder that gives samples and has a few frames at the most."""
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        with contextlib.suppress(Exception):  # what pydicom does not read is no image here
+            data = pydicom.dcmread(path)
+            if data.get("Modality") == "US" and int(data.get("NumberOfFrames") or 1) <= 4:
+                with tempfile.TemporaryDirectory() as alone:
+                    shutil.copy(path, alone)
+                    if run_lumid(listed(Path(alone)))[0].samples:
+                        return data
+    raise SystemExit(f"{folder}: no ultrasound in it; --source names a folder of DICOM")
+
+
+def pieces(data: FileDataset, objects: int) -> None:
+    """A series of real ultrasound on two workers, which is one batch or is shared by them."""
+    seen: dict[bool, float] = {}
+    with tempfile.TemporaryDirectory() as scratch:
+        lock = make_long_series(Path(scratch) / "s3", data, objects)
+        each = lock["bytes"][0].as_py() / objects
+        for cut in (False, True, False, True):
+            before, ingesting.PIECE_BYTES = ingesting.PIECE_BYTES, int(2 * each) if cut else 1 << 60
+            try:
+                with served(Path(scratch) / "s3") as server:
+                    recipe = idc_recipe(2).model_copy(update={"fetch": FetchSettings(s3_endpoint=server.url)})
+                    out = Path(scratch) / "out"
+                    made = run_build(recipe, out, ClusterSettings(workers=2), quiet(), lock).manifest
+                    shutil.rmtree(out)
+            finally:
+                ingesting.PIECE_BYTES = before
+            seconds = float(made.build["seconds"])
+            seen[cut] = min(seen.get(cut, seconds), seconds)
+            what = f"{objects // 2} pieces" if cut else "one batch"
+            print(f"a series of {objects} objects of US, two workers, {what}: {seconds:.1f} s", flush=True)
+    print(f"one batch / pieces: {seen[False] / seen[True]:.2f}")
+
+
+def join_ms(image: Template, samples: int) -> float:
+    """Milliseconds of putting a sample of a piece into its batch's part: what a shared batch costs beyond the others."""
+    keyer, recipe = Keyer(PUBLIC_SECRET), idc_recipe(samples)
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        lock = make_archive(folder / "s3", [Kind("CT", 1, samples)], {"CT": [image]})
+        with served(folder / "s3") as server:
+            recipe = recipe.model_copy(update={"fetch": FetchSettings(s3_endpoint=server.url)})
+            batch = Batch("0" * 24, 0, tuple(series_of(lock, 0)))
+            source = open_source(recipe, 0, keyer)
+            cut = divide(batch, {0: 4})
+            for piece in cut:
+                write_piece(piece_file(folder, piece), ingest_piece(piece, source, recipe, keyer))
+            source.close()
+        begin = time.perf_counter()
+        joined = join_task(recipe, cut, folder, folder)
+        spent = time.perf_counter() - begin
+    assert isinstance(joined, Ingested)
+    return spent / joined.account.kept * 1e3
+
+
 def fixed_s(images: Sequence[Template]) -> float:
     """What a build takes that has next to nothing to do: imports of the workers, plan, files that every data set has."""
     with tempfile.TemporaryDirectory() as scratch:
@@ -554,7 +618,7 @@ def pack_cost(size: Sizes) -> dict[str, float]:
 
 
 def main() -> None:
-    names = ("workers", "dask", "memory", "resume", "pack", "costs")
+    names = ("workers", "dask", "memory", "resume", "pack", "pieces", "costs")
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--source", type=Path, help="a folder of DICOM; the files inside pydicom without it")
     parser.add_argument("--only", nargs="+", choices=names, default=names)
@@ -585,6 +649,8 @@ def main() -> None:
             [Sizes(4, 50, 20_000)] if small else [Sizes(20, 1000, 52_000), Sizes(400, 50, 52_000)],
             2.0 if small else 64.0,
         )
+    if "pieces" in chosen.only:
+        pieces(ultrasound(chosen.source or pydicom_files()), 6 if small else 40)
     if "costs" in chosen.only:
         sizes = (
             [Sizes(4, 50, 20_000)]

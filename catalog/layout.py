@@ -75,6 +75,11 @@ class Layout(Generic[P]):
         return cast("P", self.work / "parts")
 
     @property
+    def pieces(self) -> P:
+        """Pieces of batches of a build under way that several workers share."""
+        return cast("P", self.work / "pieces")
+
+    @property
     def unpacked(self) -> Path:
         """What had to be unpacked to be read."""
         return self.local / "unpacked"

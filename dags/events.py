@@ -85,7 +85,7 @@ def _requests(value: Any) -> list[dict[str, Any]] | None:
 FIELDS: Mapping[str, Callable[[Any], Any]] = {
     "attempt": _count, "batch": _word, "batches": _count, "bytes": _count, "cluster": _word, "dashboard": _address,
     "done": _count, "error": _word, "frames": _count, "kept": _count, "message": _line, "name": _word,
-    "objects": _count, "phase": _phase, "policy": _word, "recipe_hash": _word, "rejected": _count, "rejects": _codes,
+    "objects": _count, "phase": _phase, "piece": _count, "pieces": _count, "policy": _word, "recipe_hash": _word, "rejected": _count, "rejects": _codes,
     "requests": _requests, "running": _count, "seconds": _seconds, "series": _count, "task": _word, "tasks": _words,
     "total": _count, "version": _word, "worker": _address, "workers": _count,
 }  # fmt: skip
@@ -119,6 +119,7 @@ EVENTS: Mapping[str, tuple[int, tuple[str, ...]]] = {
             "bytes",
         ),
     ),
+    "piece_done": (logging.INFO, ("batch", "piece", "pieces", "worker", "attempt", "seconds", "objects")),
     "batch_suspected": (logging.WARNING, ("batch", "objects")),
     "objects_poisoned": (logging.WARNING, ("batch", "objects")),
     "requests": (logging.INFO, ("requests",)),

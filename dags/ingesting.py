@@ -3,28 +3,35 @@
 from __future__ import annotations
 
 import hashlib
-import time
-from collections import Counter
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import zip_longest
-from pathlib import Path
 
 from distributed import Client
 
 from lumid.catalog.errors import LumidError
 from lumid.catalog.layout import Layout
 from lumid.catalog.paths import AnyPath, sizes
+from lumid.dags.ingest_tasks import (
+    Ingested,
+    NotToBeJoined,
+    PieceDone,
+    divide_task,
+    ingest_task,
+    join_task,
+    names_of,
+    piece_file,
+    piece_task,
+    try_task,
+)
 from lumid.dags.journal import noting, recall
-from lumid.dags.metrics import count_batch
 from lumid.dags.planning import Plan
 from lumid.dags.progress import BuildProgress
-from lumid.dags.tasks import Failure, guarded, run_tasks
-from lumid.dags.turns import share, turn
+from lumid.dags.tasks import Task, run_tasks
 from lumid.pipeline.batches import Batch, large_first
-from lumid.pipeline.ingest import BatchResult, ingest
-from lumid.pipeline.parts import PartAccount, PartFiles, choose, finished_parts, read_account, read_accounts, write_part
-from lumid.pipeline.recipe import Recipe, make_keyer
-from lumid.pipeline.sources import open_source
+from lumid.pipeline.parts import PartAccount, PartFiles, choose, finished_parts, read_account, read_accounts
+from lumid.pipeline.pieces import PIECE_BYTES, Piece, divide, long_series
+from lumid.pipeline.recipe import Recipe
 
 ATTEMPTS = 3
 UNREACHED_SERIES = 40
@@ -58,21 +65,13 @@ def ingest_batches(
     progress.begin_ingest(total, total - left, begun, len(plan.batches), rejected, len(missing))
     seconds = sum(account.seconds for account in earlier)
     missing = [missing[number] for number in large_first([batch.bytes for batch in missing])]
-    folder, scratch = layout.parts, layout.unpacked
-    tasks = [(batch.id, ingest_task, (recipe, batch, folder, scratch)) for batch in missing]
-    batch_of = {batch.id: batch for batch in missing}
     unreached = 0
     with noting(layout) as note:
-        for name, ingested in run_tasks(
-            client,
-            tasks,
-            on_killed=lambda name: _isolate(client, recipe, batch_of[name], layout, progress),
-            watch=progress.tasks,
-        ):
+        for batch, ingested in _ingested(client, recipe, missing, layout, progress):
             account = ingested.account
-            note(PartFiles(folder, name), account)
+            note(PartFiles(layout.parts, batch.id), account)
             seconds += account.seconds
-            progress.ingested(batch_of[name], account, ingested.rejects)
+            progress.ingested(batch, account, ingested.rejects)
             unreached = unreached + len(account.series) if account.unreached else 0
             if unreached >= UNREACHED_SERIES:
                 raise LumidError(
@@ -80,6 +79,74 @@ def ingest_batches(
                     "the same command goes on with it"
                 )
     return seconds
+
+
+def _ingested(
+    client: Client, recipe: Recipe, batches: Sequence[Batch], layout: Layout[AnyPath], progress: BuildProgress
+) -> Iterator[tuple[Batch, Ingested]]:
+    """What becomes of each batch, as it is done; those that several workers share come last."""
+    shared = _shared(client, recipe, batches, progress, layout)
+    there = sizes(layout.pieces) if shared else {}
+    work: list[Batch | Piece] = []
+    for number in large_first([batch.bytes for batch in batches]):
+        batch = batches[number]
+        if batch.id in shared:
+            work += [piece for piece in shared[batch.id] if piece_file(layout.pieces, piece).name not in there]
+        else:
+            work.append(batch)
+    yield from _worked(client, recipe, work, layout, progress)
+    batch_of = {batch.id: batch for batch in batches}
+    joins = [(name, join_task, (recipe, pieces, layout.pieces, layout.parts)) for name, pieces in shared.items()]
+    whole: list[Batch | Piece] = []
+    for name, joined in run_tasks(client, joins, watch=progress.tasks):
+        if isinstance(joined, NotToBeJoined):
+            whole.append(batch_of[name])
+        else:
+            yield batch_of[name], joined
+    yield from _worked(client, recipe, whole, layout, progress)
+
+
+def _shared(
+    client: Client, recipe: Recipe, batches: Sequence[Batch], progress: BuildProgress, layout: Layout[AnyPath]
+) -> dict[str, tuple[Piece, ...]]:
+    """The pieces of those batches that one worker would be at for long, by the batch's id."""
+    long = {batch.id: numbers for batch in batches if (numbers := long_series(batch, recipe, PIECE_BYTES))}
+    batch_of = {batch.id: batch for batch in batches if batch.id in long}
+    tasks = [
+        (f"{name}-divide", divide_task, (recipe, batch, long[name], layout.unpacked, PIECE_BYTES))
+        for name, batch in batch_of.items()
+    ]
+    divided = {
+        name.removesuffix("-divide"): parts for name, parts in run_tasks(client, tasks, watch=progress.tasks) if parts
+    }
+    return {name: divide(batch_of[name], divided[name]) for name in batch_of if name in divided}
+
+
+def _worked(
+    client: Client, recipe: Recipe, work: Sequence[Batch | Piece], layout: Layout[AnyPath], progress: BuildProgress
+) -> Iterator[tuple[Batch, Ingested]]:
+    """Batches with what has become of them, and pieces, of which only the progress is told."""
+    by_id = {one.id: one for one in work}
+    tasks = [_task(recipe, one, layout) for one in work]
+    for name, done in run_tasks(
+        client,
+        tasks,
+        on_killed=lambda name: _isolate(client, recipe, by_id[name], layout, progress),
+        watch=progress.tasks,
+    ):
+        one = by_id[name]
+        if isinstance(one, Piece):
+            progress.piece_done(one, done.objects, done.seconds)
+        else:
+            yield one, done
+
+
+def _task(recipe: Recipe, work: Batch | Piece, layout: Layout[AnyPath], poisoned: frozenset[str] = frozenset()) -> Task:
+    """A batch or a piece as a task, which leaves out what is ``poisoned``."""
+    name = f"{work.id}-without-{len(poisoned)}" if poisoned else work.id
+    if isinstance(work, Piece):
+        return name, piece_task, (recipe, work, layout.pieces, layout.unpacked, poisoned)
+    return name, ingest_task, (recipe, work, layout.parts, layout.unpacked, poisoned)
 
 
 def _unfetched(batch: Batch, accounts: list[PartAccount]) -> Batch | None:
@@ -101,94 +168,39 @@ def _finished(plan: Plan, layout: Layout[AnyPath]) -> list[list[PartFiles]]:
     return [finished_parts(folder, batch.id, there) for batch in plan.batches]
 
 
-@dataclass(frozen=True, slots=True)
-class Ingested:
-    """A part that was written: its account, and rejected frames by reason code."""
-
-    account: PartAccount
-    rejects: dict[str, int]
-
-
-def ingest_task(
-    recipe: Recipe, batch: Batch, parts: AnyPath, scratch: Path, poisoned: frozenset[str] = frozenset()
-) -> Ingested | Failure:
-    """A batch, on a worker: ingested, and written as a part."""
-
-    def work() -> Ingested:
-        started = time.monotonic()
-        result = _ingest(recipe, batch, scratch, poisoned)
-        account = write_part(PartFiles(parts, batch.id), result, time.monotonic() - started)
-        rejects: Counter[str] = Counter()
-        for row in result.rejects:
-            rejects[row.code] += row.frames
-        count_batch(account.kept, rejects, account.seconds)
-        return Ingested(account, dict(rejects))
-
-    return guarded(work, parts)
-
-
-def try_task(recipe: Recipe, batch: Batch, scratch: Path, poisoned: frozenset[str]) -> int | Failure:
-    """Ingest a batch and forget the result: finds out whether the process survives."""
-
-    return guarded(lambda: _ingest(recipe, batch, scratch, poisoned).planned)
-
-
-def _ingest(recipe: Recipe, batch: Batch, scratch: Path, poisoned: frozenset[str]) -> BatchResult:
-    """A batch's bytes arrive from now on, and are processed when it is its turn."""
-    keyer = make_keyer(recipe.deid)
-    fetch = recipe.fetch.model_copy(update={"ahead_mb": recipe.fetch.ahead_mb * share()})
-    source = open_source(recipe.model_copy(update={"fetch": fetch}), batch.source, keyer, scratch)
-    try:
-        source.prefetch(batch.series)
-        with turn():
-            return ingest(batch, source, recipe, keyer, poisoned)
-    finally:
-        source.close()
-
-
 def _isolate(
-    client: Client, recipe: Recipe, batch: Batch, layout: Layout[AnyPath], progress: BuildProgress
-) -> Ingested:
-    """A batch that keeps killing its worker: find the objects that do it, reject those, ingest the rest."""
-    names = _object_names(recipe, batch, layout)
-    progress.events.tell("batch_suspected", batch=batch.id, objects=len(names))
+    client: Client, recipe: Recipe, work: Batch | Piece, layout: Layout[AnyPath], progress: BuildProgress
+) -> Ingested | PieceDone:
+    """What keeps killing its worker: find the objects that do it, reject those, ingest the rest."""
+    names = names_of(recipe, work, layout.unpacked)
+    progress.events.tell("batch_suspected", batch=work.id, objects=len(names))
     everything = frozenset(names)
     poisoned: set[str] = set()
     pending = [names]
     while pending:
         group = pending.pop()
-        if not _survives(client, recipe, batch, everything - frozenset(group), layout, progress):
+        if not _survives(client, recipe, work, everything - frozenset(group), layout, progress):
             if len(group) == 1:
                 poisoned.add(group[0])
             else:
                 pending += [group[: len(group) // 2], group[len(group) // 2 :]]
-    arguments = (recipe, batch, layout.parts, layout.unpacked, frozenset(poisoned))
-    progress.events.tell("objects_poisoned", batch=batch.id, objects=len(poisoned))
-    task = (f"{batch.id}-without-{len(poisoned)}", ingest_task, arguments)
+    progress.events.tell("objects_poisoned", batch=work.id, objects=len(poisoned))
+    task = _task(recipe, work, layout, frozenset(poisoned))
     for _ in range(ATTEMPTS):  # a machine that kills workers for another reason may kill these too
-        ((_, ingested),) = run_tasks(client, [task], on_killed=lambda _: None, watch=progress.tasks)
-        if isinstance(ingested, Ingested):
-            return ingested
+        ((_, done),) = run_tasks(client, [task], on_killed=lambda _: None, watch=progress.tasks)
+        if isinstance(done, Ingested | PieceDone):
+            return done
     raise LumidError("a batch keeps killing its workers: is there enough memory for each? try fewer --workers")
 
 
-def _object_names(recipe: Recipe, batch: Batch, layout: Layout[AnyPath]) -> list[str]:
-    """The source ids of a batch, found out without looking into any object."""
-    source = open_source(recipe, batch.source, make_keyer(recipe.deid), layout.unpacked)
-    try:
-        return [blob.ref.source_id for series in batch.series for blob in source.blobs(series)]
-    finally:
-        source.close()
-
-
 def _survives(
-    client: Client, recipe: Recipe, batch: Batch, without: frozenset[str], layout: Layout[AnyPath],
+    client: Client, recipe: Recipe, work: Batch | Piece, without: frozenset[str], layout: Layout[AnyPath],
     progress: BuildProgress,
 ) -> bool:  # fmt: skip
-    """Whether a batch can be ingested when the objects ``without`` are left unread."""
-    name = f"{batch.id}-trial-{hashlib.sha256(' '.join(sorted(without)).encode()).hexdigest()[:16]}"
+    """Whether this can be ingested when the objects ``without`` are left unread."""
+    name = f"{work.id}-trial-{hashlib.sha256(' '.join(sorted(without)).encode()).hexdigest()[:16]}"
     killed: list[str] = []
-    task = (name, try_task, (recipe, batch, layout.unpacked, without))
+    task = (name, try_task, (recipe, work, layout.unpacked, without))
     for _ in run_tasks(client, [task], on_killed=killed.append, watch=progress.tasks):
         pass
     return not killed

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from types import TracebackType
@@ -30,6 +31,7 @@ from lumid.dags.watch import TaskWatch
 from lumid.pipeline import traffic
 from lumid.pipeline.batches import Batch
 from lumid.pipeline.parts import PartAccount
+from lumid.pipeline.pieces import Piece
 from lumid.pipeline.recipe import Recipe
 
 LINE_EVERY_S = 10.0
@@ -61,6 +63,7 @@ class BuildProgress:
         self._started = self._said = time.monotonic()
         self._slices = self._bytes = self._kept = self._rejected = 0
         self._earlier_rejected = 0
+        self._ahead: Counter[str] = Counter()
 
     def __enter__(self) -> BuildProgress:
         self._bars.__enter__()
@@ -142,10 +145,20 @@ class BuildProgress:
         self._rejected += account.rejected
         seconds = max(time.monotonic() - self._started, 1e-9)
         self._advance(
-            batch.objects,
+            batch.objects - self._ahead.pop(batch.id, 0),
             f"{self._slices / seconds:,.0f} slices/s · {self._bytes / 1e6 / seconds:,.1f} MB/s · "
             f"{self._rejected + self._earlier_rejected:,} rejected",
         )
+
+    def piece_done(self, piece: Piece, objects: int, seconds: float) -> None:
+        """A batch that several workers share is so many objects further."""
+        worker, attempt = self.tasks.done_by(piece.id)
+        self.events.tell(
+            "piece_done", batch=piece.batch.id, piece=piece.number, pieces=piece.pieces, worker=worker, attempt=attempt,
+            seconds=seconds, objects=objects,
+        )  # fmt: skip
+        self._ahead[piece.batch.id] += objects
+        self._advance(objects, f"a piece of {piece.pieces} of a long series")
 
     def checked(self, done: int, total: int) -> None:
         """So many bytes of what is there already have been checked."""

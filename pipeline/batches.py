@@ -54,7 +54,7 @@ LARGE = 3
 def large_first(sizes: Sequence[float]) -> list[int]:
     """The order in which batches of these sizes are handed out: as they are, but those first that are far larger than most.
 
-    A series is never cut, and some take hours: begun at the end, one would be waited for by all workers but its own.
+    Some series take hours of a core: begun at the end, one would be waited for by all workers but its own.
     """
     usual = sorted(sizes)[len(sizes) // 2] if sizes else 0
     return sorted(range(len(sizes)), key=lambda number: sizes[number] <= LARGE * usual)

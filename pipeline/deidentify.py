@@ -36,6 +36,8 @@ POLICY_VERSION = 2
 MAX_AGE_YEARS = 90
 T = TypeVar("T")
 RISKY_MODALITIES = frozenset({"US", "SC", "OT"})
+SEARCHED_MODALITIES = RISKY_MODALITIES | {"XA", "RF"}
+"""Those of which many images are searched for text under any policy, for their kind or as secondary captures."""
 
 SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
 

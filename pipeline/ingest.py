@@ -88,7 +88,8 @@ def ingest(
     done = []
     for series in batch.series:
         found = SeriesResult(series.lock_row)
-        _ingest_series(series, source, recipe, keyer, poisoned, found)
+        read_series(series, source, recipe, keyer, poisoned, found)
+        finish_series(series, recipe, found)
         if series.objects is not None and found.objects != series.objects:
             raise AccountingError(
                 f"series {series.id}: {series.objects} objects planned, {found.objects} accounted for"
@@ -102,18 +103,26 @@ def ingest(
     return BatchResult(tuple(done))
 
 
-def _ingest_series(
-    series: Series, source: Source, recipe: Recipe, keyer: Keyer, poisoned: frozenset[str], account: SeriesResult
-) -> None:
-    """One series. What has an absolute scale goes through in one pass, unless slices are to be chosen among all.
+class WholeSeriesError(Exception):
+    """A series of which only some objects were asked for is one whose images have the series' scale."""
 
-    The rest waits until the whole series has been seen: for its range, and for which of its slices are taken.
+
+def read_series(
+    series: Series, source: Source, recipe: Recipe, keyer: Keyer, poisoned: frozenset[str], account: SeriesResult,
+    only: frozenset[str] | None = None,
+) -> frozenset[str]:  # fmt: skip
+    """The objects of a series, or ``only`` those with these source ids, into ``account``; gives the instances' UIDs.
+
+    What has an absolute scale goes through in one pass, unless slices are to be chosen among all. The rest waits until
+    the whole series has been seen: for its range, and for which of its slices are taken. Raises
+    :class:`WholeSeriesError` when that is so of some of it ``only``.
     """
+    met: set[str] = set()
     seen: set[str] = set()
     held = _Held()
     claimed = {member.ref.source_id: member.frames for member in series.members if member.reject}
     choosy = recipe.select.stride > 1 or recipe.select.max_slices is not None
-    for blob in source.blobs(series):
+    for blob in source.blobs(series, only):
         account.objects += blob.objects
         size = 0 if isinstance(blob.data, Reject) else len(blob.data)
         account.source_bytes += size
@@ -122,13 +131,17 @@ def _ingest_series(
             if blob.ref.source_id in poisoned
             else open_object(blob, series.provenance, recipe, keyer)
         )
-        if not isinstance(opened, Reject) and opened.identity.instance_uid in seen:
-            opened = Reject("select", "duplicate_instance")
+        if not isinstance(opened, Reject):
+            met.add(opened.identity.instance_uid)
+            if opened.identity.instance_uid in seen:
+                opened = Reject("select", "duplicate_instance")
         if isinstance(opened, Reject):
             frames = claimed.get(blob.ref.source_id, blob.objects)
             _reject_object(blob.ref, opened, series, account, frames=frames)
             continue
         relative = uses_series_range(opened.header, opened.acquired.modality)
+        if relative and only is not None:
+            raise WholeSeriesError
         if not relative and not choosy:
             if _finish_object(opened, None, NOTHING, series, recipe, keyer, account):
                 seen.add(opened.identity.instance_uid)
@@ -145,6 +158,11 @@ def _ingest_series(
         held.hold(opened, size)
 
     _finish_held(held, source, series, recipe, keyer, account)
+    return frozenset(met)
+
+
+def finish_series(series: Series, recipe: Recipe, account: SeriesResult) -> None:
+    """What can be said of samples only when all of their series are there: what repeats another, and where each lies."""
     _tell_duplicates(series, recipe.select, account)
     account.samples[:] = _arranged(account.samples)
 

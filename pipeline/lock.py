@@ -47,7 +47,7 @@ def lock_table(series: Sequence[Series], recipe_source: int) -> pa.Table:
 def series_of(lock: pa.Table, recipe_source: int) -> list[Series]:
     """The pinned series of one of the recipe's sources, by id."""
     names = ("recipe_source", "collection", "source", "license", "doi", "source_version", "series", "objects", "bytes")
-    columns = [lock[name].to_pylist() for name in (*names, "location", "urls")]
+    columns = [lock[name].to_pylist() for name in (*names, "location", "urls", "modality")]
     provenance = cache(Provenance)  # series of a collection share theirs: a lock has tens of thousands
     series = [
         Series(
@@ -58,10 +58,22 @@ def series_of(lock: pa.Table, recipe_source: int) -> list[Series]:
             location=location,
             urls=tuple(urls or ()),
             lock_row=row,
+            modality=modality,
         )
-        for row, (number, collection, source, terms, doi, version, series, objects, size, location, urls) in enumerate(
-            zip(*columns, strict=True)
-        )
+        for row, (
+            number,
+            collection,
+            source,
+            terms,
+            doi,
+            version,
+            series,
+            objects,
+            size,
+            location,
+            urls,
+            modality,
+        ) in enumerate(zip(*columns, strict=True))
         if number == recipe_source
     ]
     return sorted(series, key=lambda one: (one.id, one.location))

@@ -10,7 +10,7 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from lumid.pipeline.reject import Reject
 
@@ -57,7 +57,7 @@ class Series:
 
     ``objects`` is None where the archive does not say how many there are; ``members`` are those of a listed source, in
     the order of their source ids; ``location`` and ``urls`` tell a pinned source where the series is; ``lock_row`` is its
-    row in the lock.
+    row in the lock; ``modality`` is what the archive's index says of it.
     """
 
     id: str
@@ -68,6 +68,7 @@ class Series:
     location: str = ""
     urls: tuple[str, ...] = ()
     lock_row: int = 0
+    modality: str | None = None
 
     @property
     def frames(self) -> int:
@@ -113,6 +114,18 @@ class Source(Protocol):
         """The objects of a series, each once, in the order of their source ids; ``only`` those with these ids.
 
         What cannot be had comes as a reject. The order and the number are the same at every call.
+        """
+        ...
+
+
+@runtime_checkable
+class DivisibleSource(Source, Protocol):
+    """A source that can say what is in a series, and give some of it to each of several who read it."""
+
+    def known_objects(self, series: Series) -> list[ObjectRef] | None:
+        """All objects of a series, in the order of their source ids; None where only reading all of it would tell.
+
+        A source behind a cache brings the series into it first.
         """
         ...
 

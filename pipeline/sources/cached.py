@@ -166,6 +166,16 @@ class CachedSource:
         else:
             yield from self.archive.blobs(series, only)
 
+    def known_objects(self, series: Series) -> list[ObjectRef] | None:
+        """The objects of a series that the cache holds, or holds now; None where it did not come whole."""
+        kept = self._look_up(series)
+        if kept is None and self.archive is not None:
+            for _ in self._passing(series, self.archive):
+                pass
+            self._writer.drain()
+            kept = self._look_up(series)
+        return None if kept is None else [ObjectRef(one.source_id, one.size) for one in kept]
+
     def _look_up(self, series: Series) -> tuple[Kept, ...] | None:
         """What the cache holds of a series, all or nothing; what was kept just now is waited for."""
         sealing = self._sealing.pop(series.location, None)

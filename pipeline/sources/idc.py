@@ -74,6 +74,10 @@ class IdcSource:
         for ref in wanted:
             yield Blob(ref, reading.ahead.take(ref))
 
+    def known_objects(self, series: Series) -> list[ObjectRef] | None:
+        """The objects of a series as it is listed, by name; None where it cannot be listed whole."""
+        return self._reading.refs(series) or None
+
 
 class _Reading:
     """What a source has under way between two calls of its ``close``; its methods are called from many threads."""

@@ -1,0 +1,148 @@
+"""Builds whose long series several workers share: the same bytes, however they are cut, stopped, and gone on with."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from lumid.catalog.layout import Layout, Manifest, read_manifest
+from lumid.catalog.paths import sizes
+from lumid.catalog.verify import verify
+from lumid.dags import ingesting
+from lumid.dags.build import build
+from lumid.dags.cluster import ClusterSettings
+from lumid.dags.progress import BuildProgress
+from lumid.pipeline.recipe import IdcSettings, Recipe, ShardSettings
+from tests.crash import CRASH
+from tests.dags.command import content
+from tests.dicom import as_bytes, gradient, image
+from tests.fake_idc import Contents, FakeIdc, fake_idc
+from tests.pipeline.test_pieces import loop
+
+SMALL = 40_000
+"""Bytes of a piece here: a few loops."""
+
+
+def contents() -> Contents:
+    """Two long series of loops in batches with slices, one of which is of instances that are there twice."""
+    held: dict[str, dict[str, bytes]] = {}
+    for series in range(6):
+        uids = {"SeriesInstanceUID": f"1.3.{series}", "PatientID": f"P{series}"}
+        slices = [image(gradient(high=500 + n), SOPInstanceUID=f"1.4.{series}.{n}", **uids) for n in range(3)]
+        held[f"{series:04x}"] = {f"{n:02}.dcm": as_bytes(one) for n, one in enumerate(slices)}
+    for series, copies in ((6, 0), (7, 1)):
+        uids = {"SeriesInstanceUID": f"1.3.{series}", "PatientID": f"P{series}"}
+        numbers = [*range(12), *range(copies)]
+        held[f"{series:04x}"] = {
+            f"{n:02}.dcm": loop(number, SOPInstanceUID=f"1.4.{series}.{number}", **uids)
+            for n, number in enumerate(numbers)
+        }
+    marked = loop(5, SOPInstanceUID="1.4.6.5", SeriesInstanceUID="1.3.6", PatientID="P6", StudyDescription="POISON")
+    held["0006"]["05.dcm"] = marked  # harmless but where a test says otherwise
+    return held
+
+
+@pytest.fixture(scope="module")
+def archive() -> Iterator[FakeIdc]:
+    with fake_idc(contents()) as archive:
+        yield archive
+
+
+@pytest.fixture(scope="module")
+def whole(archive: FakeIdc, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("whole") / "data"
+    run(archive, out)
+    return out
+
+
+@pytest.fixture
+def cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ingesting, "PIECE_BYTES", SMALL)
+
+
+def recipe(archive: FakeIdc, **fetch: Any) -> Recipe:
+    source = IdcSettings(kind="idc", collections=("lidc_idri",))
+    shards = ShardSettings(size_mb=0.1, batch_slices=16)
+    return Recipe(name="loops", sources=(source,), shards=shards, fetch=archive.settings(**fetch))
+
+
+def run(archive: FakeIdc, out: Path, log: Path | None = None, **fetch: Any) -> Manifest:
+    progress = BuildProgress(Console(quiet=True))
+    with progress:
+        if log is not None:
+            with progress.events.writing(log):
+                return build(
+                    recipe(archive, **fetch), out, ClusterSettings(workers=2), progress, archive.lock()
+                ).manifest
+        return build(recipe(archive, **fetch), out, ClusterSettings(workers=2), progress, archive.lock()).manifest
+
+
+def events(log: Path, event: str) -> list[dict[str, Any]]:
+    return [line for line in map(json.loads, log.read_text().splitlines()) if line["event"] == event]
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_the_same_bytes_as_from_whole_batches(
+    cached: bool, archive: FakeIdc, whole: Path, cut: None, tmp_path: Path
+) -> None:
+    log = tmp_path / "log"
+    fetch = {"cache": str(tmp_path / "cache")} if cached else {}
+    run(archive, tmp_path / "data", log, **fetch)
+    assert content(tmp_path / "data") == content(whole)
+    assert verify(tmp_path / "data", deep=True).sound
+    pieces = events(log, "piece_done")
+    assert len(pieces) == sum({line["batch"]: line["pieces"] for line in pieces}.values()) >= 8
+    assert {line["batch"] for line in pieces} < {line["batch"] for line in events(log, "batch_done")}
+    if cached:
+        before = archive.deliveries()
+        run(archive, tmp_path / "offline", offline=True, **fetch)
+        assert content(tmp_path / "offline") == content(whole)
+        assert archive.deliveries() == before
+
+
+def test_a_stopped_build_goes_on_with_the_pieces_it_has(
+    archive: FakeIdc, whole: Path, cut: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[str] = []
+    piece_done = BuildProgress.piece_done
+
+    def stop(self: BuildProgress, *given: Any) -> None:
+        piece_done(self, *given)
+        done.append(given[0].id)
+        if len(done) == 3:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(BuildProgress, "piece_done", stop)
+    out = tmp_path / "data"
+    with pytest.raises(KeyboardInterrupt):
+        run(archive, out)
+    there = {name.removesuffix(".parquet") for name in sizes(Layout(out).pieces)}
+    assert {*done} <= there
+    monkeypatch.setattr(BuildProgress, "piece_done", piece_done)
+    run(archive, out, tmp_path / "log")
+    assert content(out) == content(whole)
+    again = {
+        f"{one['batch']}-piece-{one['piece']}-of-{one['pieces']}" for one in events(tmp_path / "log", "piece_done")
+    }
+    assert again
+    assert not again & there
+
+
+@pytest.mark.slow
+def test_an_object_that_kills_its_worker_costs_a_piece(
+    archive: FakeIdc, whole: Path, cut: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "sitecustomize.py").write_text(CRASH)
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path / 'site'}:{Path(__file__).resolve().parents[2]}")
+    manifest = run(archive, tmp_path / "data", tmp_path / "log")
+    assert manifest.rejects == {"decoder_crash": 1, "duplicate_instance": 1}
+    assert manifest.counts.kept == read_manifest(whole).counts.kept - 3
+    suspected = events(tmp_path / "log", "batch_suspected")
+    assert any("-piece-" in one["batch"] and one["objects"] < 12 for one in suspected)
+    assert sum(one["objects"] for one in events(tmp_path / "log", "objects_poisoned")) == 1
