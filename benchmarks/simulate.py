@@ -34,6 +34,8 @@ import pyarrow.parquet as pq
 import simpy
 
 from lumid.pipeline.batches import large_first
+from lumid.pipeline.deidentify import SEARCHED_MODALITIES
+from lumid.pipeline.pieces import PIECE_BYTES
 
 GROUP_ROWS, GROUP_PARTS = 1 << 16, 256
 COSTS = Path(__file__).with_name("costs.json")
@@ -292,7 +294,7 @@ def ingest_s(works: Sequence[Work], machine: Machine, costs: Mapping[str, Any], 
         "latency": build.bucket.moved * machine.latency_s / machine.requests / machine.slots,
         "scheduler": len(works) * costs["dask"]["head_ms"] / 1e3,
         "disk": build.disk.moved / build.disk.rate,
-        "the longest batch": max(work.compute_s for work in works),
+        "the longest task": max(work.compute_s for work in works),
     }
     return found
 
@@ -325,12 +327,38 @@ def held(lock: Path | None, left_out: Sequence[str] = ()) -> list[Held]:
 def archived(
     series: Sequence[Held], costs: Mapping[str, Any], machine: Machine, batch_slices: int, seed: int = 0
 ) -> list[Work]:
-    """Batches of an archive's series, filled as a build fills them, and handed out as it does: large ones first."""
+    """Batches of an archive's series, filled as a build fills them, taken apart where a series is long, and handed out
+    as it does: large ones first."""
     rng = random.Random(seed)
     groups = list(_filled(series, batch_slices))
     mb = [sum(one.mb for one in group) for group in groups]
-    order = large_first(mb)
-    return [make_work(groups[number], costs, machine, rng, per_chunk=200) for number in order]
+    pieces = [piece for number in large_first(mb) for piece in _taken_apart(groups[number])]
+    return [make_work(piece, costs, machine, rng, per_chunk=200) for piece in pieces]
+
+
+def _taken_apart(group: Sequence[Held]) -> list[list[Held]]:
+    """As :func:`lumid.pipeline.pieces.divide` does it, of objects that are all as large."""
+    pieces, rest = [], []
+    for one in group:
+        count = min(one.objects, int(one.mb * 1e6) // PIECE_BYTES)
+        if one.modality not in SEARCHED_MODALITIES or count < 2:
+            rest.append(one)
+            continue
+        ends = [one.objects * number // count for number in range(count + 1)]
+        pieces += [
+            [Held(one.modality, end - begin, one.mb / one.objects * (end - begin))]
+            for begin, end in itertools.pairwise(ends)
+        ]
+    return [*pieces, rest] if rest else pieces
+
+
+def join_s(series: Sequence[Held], machine: Machine, costs: Mapping[str, Any], batch_slices: int) -> float:
+    """What follows when all pieces are there: each batch that was shared is put together by one worker."""
+    shared = [group for group in _filled(series, batch_slices) if len(_taken_apart(group)) > 1]
+    free = [0.0] * machine.slots
+    for group in shared:
+        heapq.heapreplace(free, free[0] + sum(one.objects for one in group) * costs["join_ms"] / 1e3)
+    return max(free)
 
 
 def _filled(series: Sequence[Held], batch_slices: int) -> Iterator[list[Held]]:
@@ -458,6 +486,7 @@ def whole(series: Sequence[Held], machine: Machine, costs: Mapping[str, Any], ba
     """All of these series."""
     works = archived(series, costs, machine, batch_slices)
     found = ingest_s(works, machine, costs)
+    found.ingest_s += join_s(series, machine, costs, batch_slices)
     rows = sum(one.objects for one in series)
     found.pack_s = pack_s(len(works), rows, sum(work.out_mb for work in works) / 1e3, machine, costs)
     found.fixed_s = costs["fixed_s"]

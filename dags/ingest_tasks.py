@@ -159,8 +159,10 @@ def _ingest(recipe: Recipe, batch: Batch, scratch: Path, poisoned: frozenset[str
 
 
 def _ingest_piece(recipe: Recipe, piece: Piece, scratch: Path, poisoned: frozenset[str]) -> PieceResult:
-    with _opened(recipe, piece.batch.source, scratch) as (source, keyer), turn():
-        return ingest_piece(piece, source, recipe, keyer, poisoned)
+    with _opened(recipe, piece.batch.source, scratch) as (source, keyer):
+        source.prefetch([piece.batch.series[span.series] for span in piece.spans if span.parts == 1])
+        with turn():
+            return ingest_piece(piece, source, recipe, keyer, poisoned)
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from simulate import (  # noqa: E402
     archived,
     held,
     ingest_s,
+    join_s,
     pack_s,
 )
 
@@ -61,7 +63,7 @@ def machine(**given: Any) -> Machine:
         (works(40), {"requests_per_s": 200.0}, 40 * 10 * 10 / 200, "requests"),
         (works(40, chunks=100), {"latency_s": 0.32}, 40 * 100 * 10 * 0.32 / 32 / 4, "latency"),
         (works(40, out_mb=100.0), {}, 40 * 100 / 50, "disk"),
-        (works(3, compute_s=0.5) + works(1, compute_s=4.0), {}, 40.0, "the longest batch"),
+        (works(3, compute_s=0.5) + works(1, compute_s=4.0), {}, 40.0, "the longest task"),
     ],
 )
 def test_a_build_with_one_bound_takes_what_that_bound_says(
@@ -105,6 +107,19 @@ def test_the_archive_is_all_there() -> None:
     assert max(batches[:20], key=lambda work: work.compute_s) is max(batches, key=lambda work: work.compute_s)
     without = held(None, ("US", "OT"))
     assert {one.modality for one in series} - {one.modality for one in without} == {"US", "OT"}
+
+
+def test_long_series_that_are_searched_are_shared() -> None:
+    costs = json.loads(COSTS.read_text())
+    long = [Held("US", 100, 6400.0), *[Held("CT", 100, 53.0)] * 9]
+    shared = archived(long, costs, machine(), 1000)
+    assert len(shared) == 1 + 95
+    assert sum(chunk.objects for work in shared for chunk in work.chunks) == 1000
+    one = archived([replace(long[0], modality="MR"), *long[1:]], costs, machine(), 1000)
+    assert len(one) == 1
+    assert join_s(long, machine(), costs, 1000) == pytest.approx(costs["join_ms"])
+    assert join_s(long * 8, machine(cores=4), costs, 1000) == pytest.approx(2 * costs["join_ms"])
+    assert join_s(long[1:], machine(), costs, 1000) == 0
 
 
 def test_more_cores_are_quicker_and_packing_grows_with_what_is_packed() -> None:
