@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from lumid.catalog.errors import DatasetError
 from lumid.catalog.paths import AnyPath
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+D = TypeVar("D", bound="DataclassInstance")
 
 
 def read_json(path: AnyPath, mend: str) -> dict[str, Any]:
@@ -20,4 +26,16 @@ def read_json(path: AnyPath, mend: str) -> dict[str, Any]:
         values = None
     if not isinstance(values, dict):
         raise DatasetError(f"{path}: cannot be read, or is damaged; {mend}")
+    return values
+
+
+def typed(values: D) -> D:
+    """A dataclass that was made from somebody's JSON, once its fields are what they are declared to be.
+
+    Raises ``ValueError`` where one is not: what is made of a number where text belongs would only fail later.
+    """
+    from pydantic import TypeAdapter
+
+    # in Python a strict validation wants the instances themselves, whose fields it then does not look at
+    TypeAdapter(type(values)).validate_json(json.dumps(asdict(values)), strict=True)
     return values

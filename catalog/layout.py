@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from typing_extensions import TypeVar
 
 from lumid.catalog.errors import DatasetError, StorageError, UsageError
+from lumid.catalog.json_files import typed
 from lumid.catalog.paths import AnyPath, StorePath, put_when_whole
 from lumid.catalog.schema import FORMAT_VERSION
 
@@ -197,7 +198,7 @@ def parse_manifest(data: bytes, root: AnyPath | str, *, oldest: int = FORMAT_VER
                 f"lumid migrate {root if isinstance(root, Path) else 'FOLDER, on a copy of it in a folder'}"
             )
         shards = tuple(Shard(**item) for item in raw.pop("shards"))
-        return Manifest(**(raw | {"counts": Counts(**raw["counts"])}), shards=shards)
+        return typed(Manifest(**(raw | {"counts": Counts(**raw["counts"])}), shards=shards))
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise DatasetError(f"{root}/dataset.json: damaged (not a lumid manifest); build the data set again") from error
 
@@ -237,6 +238,12 @@ def atomic_file(path: AnyPath) -> Iterator[BinaryIO]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def remove_half_written(folder: Path) -> None:
+    """Remove what :func:`atomic_file` had begun to write in a process that was killed; to be called where nobody writes."""
+    for leftover in folder.rglob(".*.tmp"):
+        leftover.unlink(missing_ok=True)
 
 
 def write_text(path: AnyPath, text: str) -> None:

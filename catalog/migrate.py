@@ -35,6 +35,7 @@ from lumid.catalog.layout import (
     Shard,
     atomic_file,
     read_manifest,
+    remove_half_written,
     storage_errors,
     write_table,
     write_text,
@@ -112,6 +113,7 @@ def migrate(root: Path, out: Path | None = None, progress: Progress | None = Non
         if out is not None and out.exists() and (not out.is_dir() or any(path != work for path in out.iterdir())):
             raise UsageError(f"{out}: is not empty; choose another --out")
     with storage_errors(target.root), _alone(work):
+        remove_half_written(work)
         if not (work / "ready").is_file():
             _write(root, work, progress)
         _put_in_place(work, target)

@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 from obstore.store import ObjectStore
 
 from lumid.catalog.errors import DatasetError, UsageError
+from lumid.catalog.json_files import typed
 from lumid.catalog.layout import Layout, Manifest, parse_manifest, read_manifest
 from lumid.catalog.paths import AnyPath, StorePath
 from lumid.catalog.shards import read_range
@@ -112,7 +113,7 @@ def read_note(path: Path) -> SubsetNote:
     """What a subset's file says of itself. Raises :class:`UsageError` when it is not the file of a subset."""
     try:
         raw = json.loads((pq.read_schema(path).metadata or {})[NOTE])
-        return SubsetNote(**(raw | {"steps": tuple(Step(**step) for step in raw["steps"])}))
+        return typed(SubsetNote(**(raw | {"steps": tuple(Step(**step) for step in raw["steps"])})))
     except FileNotFoundError:
         raise UsageError(
             f"{path}: no such file; write a subset with `lumid subset DATASET WHERE --out {path}`"

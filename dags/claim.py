@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from lumid.catalog.errors import LumidError, StorageError
-from lumid.catalog.layout import Layout
+from lumid.catalog.layout import Layout, remove_half_written
 from lumid.catalog.paths import AnyPath, StorePath, conditional_put, entity_tag, remove_below, sizes
 from lumid.dags.state import write_state
 from lumid.pipeline.recipe import Recipe
@@ -36,8 +36,7 @@ def claimed(layout: Layout[AnyPath], recipe: Recipe, tell: Callable[[str], None]
     with _held(layout, tell) as claim:
         _sweep(layout)
         if isinstance(layout.work, Path):
-            for leftover in layout.work.rglob(".*.tmp"):
-                leftover.unlink(missing_ok=True)
+            remove_half_written(layout.work)
         if not layout.state.is_file():
             write_state(layout, recipe_name=recipe.name, recipe_hash=recipe.hash(), phase="scan", batches=0)
         yield claim

@@ -110,6 +110,7 @@ def test_random_faults_change_nothing(workers: int, fine: Path, tmp_path: Path) 
     assert asked - 8 <= counted <= asked, "what was under way when a batch had ended is not told of"
 
 
+@pytest.mark.slow
 def test_an_archive_that_often_fails_is_built_from_in_the_end(fine: Path, tmp_path: Path) -> None:
     """With one attempt an object some are lost each time, and only their series are asked for again."""
     lost = []
@@ -127,7 +128,7 @@ def test_an_archive_that_often_fails_is_built_from_in_the_end(fine: Path, tmp_pa
     assert verify(tmp_path / "ds", deep=True).sound
 
 
-@pytest.mark.parametrize("cached", [False, True])
+@pytest.mark.parametrize("cached", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_killed_build_does_not_fetch_again_what_it_has(cached: bool, fine: Path, tmp_path: Path) -> None:
     recipe, lock = planned()
     write_lock(tmp_path / "lock.parquet", lock, recipe)

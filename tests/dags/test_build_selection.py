@@ -35,7 +35,10 @@ def has_series(path: Path) -> bool:
 
 @pytest.mark.parametrize(
     ("cap", "codes"),
-    [("", {"stride", "series_cap", "derived", "near_duplicate"}), ("max_series = 10", {"collection_cap", "stride"})],
+    [
+        pytest.param("", {"stride", "series_cap", "derived", "near_duplicate"}, marks=pytest.mark.slow),
+        ("max_series = 10", {"collection_cap", "stride"}),
+    ],
 )
 def test_selection_does_not_depend_on_workers_batches_or_names(tmp_path: Path, cap: str, codes: set[str]) -> None:
     """Every rule that looks at more than one slice, over pydicom's files, and over the same under other names."""

@@ -87,6 +87,7 @@ def test_tables_are_made_again_from_predictions_alone(
     assert "there are test_resnet (random), test_vit (random)" in wrong.stderr
 
 
+@pytest.mark.slow
 def test_a_killed_evaluation_goes_on(
     data: Path, done: tuple[Path, subprocess.CompletedProcess[str]], tmp_path: Path
 ) -> None:

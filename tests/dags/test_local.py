@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -27,13 +27,24 @@ def until(wanted: Callable[[], bool]) -> None:
         time.sleep(0.01)
 
 
+@pytest.fixture(autouse=True)
+def others() -> Iterator[None]:
+    """Workers of clusters that other tests of this process keep."""
+    OTHERS.update(processes())
+    yield
+    OTHERS.clear()
+
+
+OTHERS: set[int] = set()
+
+
 def processes() -> set[int]:
     found = set()
     for one in psutil.Process().children():
         with suppress(psutil.Error):  # it has just ended
             if "spawn_main" in " ".join(one.cmdline()):
                 found.add(one.pid)
-    return found
+    return found - OTHERS
 
 
 def pids(client: Client) -> set[int]:

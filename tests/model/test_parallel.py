@@ -50,6 +50,7 @@ def test_two_processes_do_the_work_of_one(kind: str, trained: Path, data: Path, 
         torch.testing.assert_close(whole_weights(tmp_path / "run")[name], tensor, rtol=0, atol=2e-3)
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_with_other_numbers_of_processes(trained: Path, data: Path, recipe: Path, tmp_path: Path) -> None:
     """Two sharded processes are killed with -9, one goes on alone and is asked to stop, two in step finish."""
     run = tmp_path / "run"
@@ -63,6 +64,7 @@ def test_a_run_goes_on_with_other_numbers_of_processes(trained: Path, data: Path
     check_losses(run, trained)
 
 
+@pytest.mark.slow
 def test_all_processes_stop_at_the_same_step_when_one_is_asked(
     trained: Path, data: Path, recipe: Path, tmp_path: Path
 ) -> None:

@@ -90,6 +90,7 @@ def start(*arguments: str | Path, processes: int = 1) -> subprocess.Popen[str]:
     )
 
 
+@pytest.mark.slow
 def test_a_run_that_is_killed_again_and_again_is_the_run_that_was_not(
     trained: Path, data: Path, recipe: Path, tmp_path: Path
 ) -> None:
@@ -311,6 +312,7 @@ def test_the_guard_remembers_after_a_restart(data: Path, tmp_path: Path, monkeyp
     assert state.guard == Guard(pytest.approx(mean), 5, 0, 1)  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_a_compiler_that_is_missing_is_named_and_training_goes_on(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

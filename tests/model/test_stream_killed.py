@@ -92,7 +92,11 @@ def run(phase: Phase, data: Path, folder: Path, state: str, access: str, wanted:
 @pytest.mark.parametrize(
     ("access", "phases"),
     [
-        ("random", [Phase(1, 2, "a worker"), Phase(2, 0, "a rank"), Phase(1, 3, "the process")]),
+        pytest.param(
+            "random",
+            [Phase(1, 2, "a worker"), Phase(2, 0, "a rank"), Phase(1, 3, "the process")],
+            marks=pytest.mark.slow,
+        ),
         ("sequential", [Phase(2, 0, "a rank"), Phase(1, 0, "the process")]),
         pytest.param("random", [Phase(4, 1, "a rank"), Phase(2, 2, "a rank")], marks=pytest.mark.slow),
     ],
