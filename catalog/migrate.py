@@ -103,13 +103,19 @@ def migrate(root: Path, out: Path | None = None, progress: Progress | None = Non
     """Bring a data set into today's format: in its place, or as a new one in the folder ``out``.
 
     Every shard's hash is compared before, the result is verified after; only then anything takes its place. Stopped at
-    any point it goes on when called again. Raises :class:`DatasetError` when the data set is damaged or holds what no
-    format has, :class:`UsageError` when it is of today's format, or ``out`` is not free.
+    any point it goes on when called again; what is of today's format stays as it is. Raises :class:`DatasetError` when
+    the data set is damaged or holds what no format has, :class:`UsageError` when ``out`` is not free, or there is
+    nothing to write there.
     """
     target = Layout(root if out is None else out)
     work = target.root / ".migrate"
     if not (work / "ready").is_file():
-        _check_source(root, work)
+        manifest = read_manifest(root, oldest=OLDEST)
+        if manifest.format_version == FORMAT_VERSION:
+            shutil.rmtree(_gone(work), ignore_errors=True)  # of a migration that was stopped when all was done
+            if out is None:
+                return _migrated(manifest)
+            raise UsageError(f"{root}: is of format {FORMAT_VERSION} already; there is nothing to migrate")
         if out is not None and out.exists() and (not out.is_dir() or any(path != work for path in out.iterdir())):
             raise UsageError(f"{out}: is not empty; choose another --out")
     with storage_errors(target.root), _alone(work):
@@ -118,13 +124,6 @@ def migrate(root: Path, out: Path | None = None, progress: Progress | None = Non
             _write(root, work, progress)
         _put_in_place(work, target)
     return _migrated(read_manifest(target.root))
-
-
-def _check_source(root: Path, work: Path) -> None:
-    """Raises what stands against it, before a folder is made."""
-    if read_manifest(root, oldest=OLDEST).format_version == FORMAT_VERSION:
-        shutil.rmtree(_gone(work), ignore_errors=True)  # of a migration that was stopped when all was done
-        raise UsageError(f"{root}: is of format {FORMAT_VERSION} already; there is nothing to migrate")
 
 
 @contextmanager
@@ -322,5 +321,5 @@ def _gone(work: Path) -> Path:
 
 
 def _migrated(manifest: Manifest) -> Migrated:
-    about = manifest.build["migrated"]
+    about = manifest.build.get("migrated", {"from_format": FORMAT_VERSION, "not_recorded": (), "reencoded": 0})
     return Migrated(manifest, about["from_format"], tuple(about["not_recorded"]), about["reencoded"])

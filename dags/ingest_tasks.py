@@ -83,19 +83,15 @@ def piece_task(
 def join_task(
     recipe: Recipe, pieces: tuple[Piece, ...], folder: AnyPath, parts: AnyPath
 ) -> Ingested | NotToBeJoined | Failure:
-    """All pieces of a batch, written as its part; then they are removed."""
+    """All pieces of a batch, written as its part. They stay: a worker that dies after this may have to do it again."""
 
     def work() -> Ingested | NotToBeJoined:
         started = time.monotonic()
-        files = [piece_file(folder, piece) for piece in pieces]
-        found = [read_piece(file) for file in files]
+        found = [read_piece(piece_file(folder, piece)) for piece in pieces]
         batch = pieces[0].batch
         result = assemble(batch, found, recipe)
         seconds = sum(one.seconds for one in found) + time.monotonic() - started
-        done = NotToBeJoined() if result is None else _written(PartFiles(parts, batch.id), result, seconds)
-        for file in files:
-            file.unlink(missing_ok=True)
-        return done
+        return NotToBeJoined() if result is None else _written(PartFiles(parts, batch.id), result, seconds)
 
     return guarded(work, parts)
 

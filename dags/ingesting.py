@@ -99,6 +99,8 @@ def _ingested(
     joins = [(name, join_task, (recipe, pieces, layout.pieces, layout.parts)) for name, pieces in shared.items()]
     whole: list[Batch | Piece] = []
     for name, joined in run_tasks(client, joins, watch=progress.tasks):
+        for piece in shared[name]:
+            piece_file(layout.pieces, piece).unlink(missing_ok=True)
         if isinstance(joined, NotToBeJoined):
             whole.append(batch_of[name])
         else:

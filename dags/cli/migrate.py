@@ -44,6 +44,9 @@ def migrate(
         facts = asdict(done) | {"manifest": {"name": manifest.name, "format_version": manifest.format_version}}
         typer.echo(json.dumps({"dataset": str(out or dataset)} | facts))
         return
+    if done.from_format == manifest.format_version:
+        typer.echo(f"{printable(str(dataset))}: is of format {manifest.format_version} already")
+        return
     typer.echo(
         f"{printable(str(out or dataset))}: from format {done.from_format} to {manifest.format_version}; "
         f"{manifest.counts.kept:,} samples in {len(manifest.shards):,} shards"

@@ -132,8 +132,23 @@ def test_in_its_place(tmp_path: Path, migrated: Mapping[str, tuple[Path, Migrate
     assert (facts["from_format"], facts["reencoded"]) == (1, 24)
     assert tree(tmp_path / "data").keys() - tree(migrated["format-1"][0]).keys() == {"notes.txt"}
     assert comparable(tmp_path / "data") == comparable(migrated["format-1"][0])
+    before = tree(tmp_path / "data")
+    assert migrate(tmp_path / "data").from_format == 1
+    assert tree(tmp_path / "data") == before
     with pytest.raises(UsageError, match="is of format 3 already"):
-        migrate(tmp_path / "data")
+        migrate(tmp_path / "data", tmp_path / "out")
+
+
+def test_what_was_never_of_another_format(tmp_path: Path, migrated: Mapping[str, tuple[Path, Migrated]]) -> None:
+    shutil.copytree(migrated["format-2"][0], tmp_path / "data")
+    manifest = json.loads((tmp_path / "data" / "dataset.json").read_text())
+    del manifest["build"]["migrated"]
+    (tmp_path / "data" / "dataset.json").write_text(json.dumps(manifest))
+    done = subprocess.run(
+        [sys.executable, "-m", "lumid", "migrate", str(tmp_path / "data")], capture_output=True, text=True, timeout=300
+    )
+    assert (done.returncode, done.stdout.count("\n")) == (0, 1)
+    assert done.stdout.endswith("is of format 3 already\n")
 
 
 def comparable(root: Path) -> dict[str, str]:
@@ -230,7 +245,7 @@ def test_killed_at_any_time_it_goes_on(tmp_path: Path, migrated: Mapping[str, tu
         except subprocess.TimeoutExpired:
             process.kill()
             process.communicate()
-    assert process.returncode == 0 or "is of format 3 already" in said, "the last one was killed when all was done"
+    assert process.returncode == 0, said
     assert comparable(target) == comparable(migrated["format-1"][0])
 
 

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lumid.catalog.keys import PUBLIC_SECRET, Keyer
+from lumid.dags.ingest_tasks import Ingested, join_task, piece_file
 from lumid.pipeline.batches import Batch
 from lumid.pipeline.ingest import BatchResult, ingest
 from lumid.pipeline.parts import PartFiles, write_part
@@ -159,6 +160,18 @@ def test_what_kills_is_left_out(tmp_path: Path) -> None:
     batch = batch_of(shelf)
     found = [ingest_piece(piece, shelf, recipe(), KEYER, frozenset({"2"})) for piece in divide(batch, {0: 2})]
     assert assemble(batch, found, recipe()) == ingest(batch, shelf, recipe(), KEYER, frozenset({"2"}))
+
+
+def test_pieces_are_joined_again_when_the_worker_that_did_it_is_lost(tmp_path: Path) -> None:
+    shelf = Shelf({"loops": {f"{number}": loop(number) for number in range(4)}})
+    pieces = divide(batch_of(shelf), {0: 2})
+    for piece in pieces:
+        write_piece(piece_file(tmp_path, piece), ingest_piece(piece, shelf, recipe(), KEYER))
+    first, second = (join_task(recipe(), pieces, tmp_path, tmp_path / "parts") for _ in range(2))
+    assert isinstance(first, Ingested)
+    assert isinstance(second, Ingested)
+    assert first.account.series == second.account.series
+    assert len(list((tmp_path / "parts").iterdir())) == 3
 
 
 def test_which_series_are_worth_it() -> None:
