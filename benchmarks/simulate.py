@@ -488,7 +488,8 @@ def whole(series: Sequence[Held], machine: Machine, costs: Mapping[str, Any], ba
     found = ingest_s(works, machine, costs)
     found.ingest_s += join_s(series, machine, costs, batch_slices)
     rows = sum(one.objects for one in series)
-    found.pack_s = pack_s(len(works), rows, sum(work.out_mb for work in works) / 1e3, machine, costs)
+    parts = sum(1 for _ in _filled(series, batch_slices))
+    found.pack_s = pack_s(parts, rows, sum(work.out_mb for work in works) / 1e3, machine, costs)
     found.fixed_s = costs["fixed_s"]
     found.puts = len(series)  # a listing for each
     found.core_hours = found.wall_s * machine.cores / 3600

@@ -90,13 +90,15 @@ class Migrated:
     """A data set of today's format.
 
     ``not_recorded``: columns that are null in all rows, and entries of ``dataset.json`` that are empty, because the
-    earlier format did not have them; ``reencoded``: images of a codec that there is no more.
+    earlier format did not have them; ``reencoded``: images of a codec that there is no more. ``already``: it was of
+    today's format before.
     """
 
     manifest: Manifest
     from_format: int
     not_recorded: tuple[str, ...]
     reencoded: int
+    already: bool = False
 
 
 def migrate(root: Path, out: Path | None = None, progress: Progress | None = None) -> Migrated:
@@ -114,7 +116,7 @@ def migrate(root: Path, out: Path | None = None, progress: Progress | None = Non
         if manifest.format_version == FORMAT_VERSION:
             shutil.rmtree(_gone(work), ignore_errors=True)  # of a migration that was stopped when all was done
             if out is None:
-                return _migrated(manifest)
+                return replace(_migrated(manifest), already=True)
             raise UsageError(f"{root}: is of format {FORMAT_VERSION} already; there is nothing to migrate")
         if out is not None and out.exists() and (not out.is_dir() or any(path != work for path in out.iterdir())):
             raise UsageError(f"{out}: is not empty; choose another --out")

@@ -41,15 +41,21 @@ class Ingested:
 
 @dataclass(frozen=True, slots=True)
 class PieceDone:
-    """A piece that was written: so many objects in so many seconds."""
+    """A piece that was written: so many objects in so many seconds.
+
+    ``lacking``, ``unreached``, ``indivisible``: as :class:`~lumid.pipeline.pieces.PieceResult` has them.
+    """
 
     objects: int
     seconds: float
+    lacking: bool
+    unreached: bool
+    indivisible: bool
 
 
 @dataclass(frozen=True, slots=True)
 class NotToBeJoined:
-    """The pieces of a batch that has to be ingested as a whole after all."""
+    """Says that a batch has to be ingested as a whole after all."""
 
 
 def ingest_task(
@@ -74,8 +80,9 @@ def piece_task(
         started = time.monotonic()
         result = _ingest_piece(recipe, piece, scratch, poisoned)
         seconds = time.monotonic() - started
-        write_piece(piece_file(pieces, piece), replace(result, seconds=seconds))
-        return PieceDone(sum(one.objects for one in result.found.values()), seconds)
+        write_piece(piece_file(pieces, piece), piece, replace(result, seconds=seconds))
+        objects = sum(one.objects for one in result.found.values())
+        return PieceDone(objects, seconds, result.lacking, result.unreached, result.indivisible)
 
     return guarded(work, pieces)
 
@@ -86,12 +93,16 @@ def join_task(
     """All pieces of a batch, written as its part. They stay: a worker that dies after this may have to do it again."""
 
     def work() -> Ingested | NotToBeJoined:
-        started = time.monotonic()
-        found = [read_piece(piece_file(folder, piece)) for piece in pieces]
-        batch = pieces[0].batch
-        result = assemble(batch, found, recipe)
-        seconds = sum(one.seconds for one in found) + time.monotonic() - started
-        return NotToBeJoined() if result is None else _written(PartFiles(parts, batch.id), result, seconds)
+        with turn():  # a batch's samples are in memory, once
+            started = time.monotonic()
+            try:
+                found = [read_piece(piece_file(folder, piece)) for piece in pieces]
+            except FileNotFoundError:  # one was not made, for another cannot be joined to any
+                return NotToBeJoined()
+            batch = pieces[0].batch
+            result = assemble(batch, found, recipe)
+            seconds = sum(one.seconds for one in found) + time.monotonic() - started
+            return NotToBeJoined() if result is None else _written(PartFiles(parts, batch.id), result, seconds)
 
     return guarded(work, parts)
 
@@ -127,8 +138,8 @@ def names_of(recipe: Recipe, work: Batch | Piece, scratch: Path) -> list[str]:
     """The source ids of what is in a batch or piece, found out without looking into any object."""
     batch = work.batch if isinstance(work, Piece) else work
     with _opened(recipe, batch.source, scratch) as (source, _):
-        if isinstance(work, Piece) and (names := object_names(work, source)):
-            return names
+        if isinstance(work, Piece):
+            return object_names(work, source)
         return [blob.ref.source_id for series in batch.series for blob in source.blobs(series)]
 
 
@@ -157,6 +168,7 @@ def _ingest(recipe: Recipe, batch: Batch, scratch: Path, poisoned: frozenset[str
 def _ingest_piece(recipe: Recipe, piece: Piece, scratch: Path, poisoned: frozenset[str]) -> PieceResult:
     with _opened(recipe, piece.batch.source, scratch) as (source, keyer):
         source.prefetch([piece.batch.series[span.series] for span in piece.spans if span.parts == 1])
+        object_names(piece, source)  # a listing, which is remembered, need not wait for the turn
         with turn():
             return ingest_piece(piece, source, recipe, keyer, poisoned)
 

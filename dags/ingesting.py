@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Container, Iterator, Sequence
+from dataclasses import dataclass, replace
 from itertools import zip_longest
 
 from distributed import Client
@@ -30,10 +30,12 @@ from lumid.dags.progress import BuildProgress
 from lumid.dags.tasks import Task, run_tasks
 from lumid.pipeline.batches import Batch, large_first
 from lumid.pipeline.parts import PartAccount, PartFiles, choose, finished_parts, read_account, read_accounts
-from lumid.pipeline.pieces import PIECE_BYTES, Piece, divide, long_series
+from lumid.pipeline.pieces import PIECE_BYTES, Piece, divide, long_series, state_of
 from lumid.pipeline.recipe import Recipe
 
 ATTEMPTS = 3
+DIVISIONS_IN_VAIN = 16
+"""After so many series in a row that cannot be listed, or are not in the cache, no more are looked at to be shared."""
 UNREACHED_SERIES = 40
 """So many series in a row for which no server answered mean that there is no network; one by one they would take days."""
 
@@ -64,72 +66,110 @@ def ingest_batches(
     rejected = sum(account.rejected for account in earlier)
     progress.begin_ingest(total, total - left, begun, len(plan.batches), rejected, len(missing))
     seconds = sum(account.seconds for account in earlier)
-    missing = [missing[number] for number in large_first([batch.bytes for batch in missing])]
-    unreached = 0
+    silence = _Silence()
     with noting(layout) as note:
-        for batch, ingested in _ingested(client, recipe, missing, layout, progress):
+        for batch, ingested in _ingested(client, recipe, missing, layout, progress, silence):
             account = ingested.account
             note(PartFiles(layout.parts, batch.id), account)
             seconds += account.seconds
             progress.ingested(batch, account, ingested.rejects)
-            unreached = unreached + len(account.series) if account.unreached else 0
-            if unreached >= UNREACHED_SERIES:
-                raise LumidError(
-                    f"nobody has answered for {unreached} series in a row: check the network; what is there is kept, and "
-                    "the same command goes on with it"
-                )
+            silence.heard(len(account.series), account.unreached)
     return seconds
 
 
+@dataclass(slots=True)
+class _Silence:
+    """For how many series in a row nobody has answered."""
+
+    series: int = 0
+
+    def heard(self, series: int, unreached: bool) -> None:
+        """So many more, of which nothing was reached, or something. Raises :class:`LumidError` when there is no network."""
+        self.series = self.series + series if unreached else 0
+        if self.series >= UNREACHED_SERIES:
+            raise LumidError(
+                f"nobody has answered for {self.series} series in a row: check the network; what is there is kept, and "
+                "the same command goes on with it"
+            )
+
+
 def _ingested(
-    client: Client, recipe: Recipe, batches: Sequence[Batch], layout: Layout[AnyPath], progress: BuildProgress
-) -> Iterator[tuple[Batch, Ingested]]:
+    client: Client, recipe: Recipe, batches: Sequence[Batch], layout: Layout[AnyPath], progress: BuildProgress,
+    silence: _Silence,
+) -> Iterator[tuple[Batch, Ingested]]:  # fmt: skip
     """What becomes of each batch, as it is done; those that several workers share come last."""
-    shared = _shared(client, recipe, batches, progress, layout)
+    shared = _shared(client, recipe, batches, layout, progress)
     there = sizes(layout.pieces) if shared else {}
     work: list[Batch | Piece] = []
     for number in large_first([batch.bytes for batch in batches]):
         batch = batches[number]
-        if batch.id in shared:
-            work += [piece for piece in shared[batch.id] if piece_file(layout.pieces, piece).name not in there]
-        else:
-            work.append(batch)
-    yield from _worked(client, recipe, work, layout, progress)
-    batch_of = {batch.id: batch for batch in batches}
-    joins = [(name, join_task, (recipe, pieces, layout.pieces, layout.parts)) for name, pieces in shared.items()]
+        states = {piece: _state(layout, piece, there) for piece in shared.get(batch.id, ())}
+        if "indivisible" in states.values():
+            del shared[batch.id]
+        work += [piece for piece, state in states.items() if state == "lacking"] if batch.id in shared else [batch]
+    lacking: list[Batch | Piece] = []
+    yield from _worked(client, recipe, work, layout, progress, silence, lacking)
+    yield from _worked(client, recipe, lacking, layout, progress, silence)
+    batch_of = {f"{batch.id}-join": batch for batch in batches if batch.id in shared}
+    joins = [
+        (name, join_task, (recipe, shared[batch.id], layout.pieces, layout.parts)) for name, batch in batch_of.items()
+    ]
     whole: list[Batch | Piece] = []
     for name, joined in run_tasks(client, joins, watch=progress.tasks):
-        for piece in shared[name]:
-            piece_file(layout.pieces, piece).unlink(missing_ok=True)
+        batch = batch_of[name]
         if isinstance(joined, NotToBeJoined):
-            whole.append(batch_of[name])
-        else:
-            yield batch_of[name], joined
-    yield from _worked(client, recipe, whole, layout, progress)
+            whole.append(batch)
+            continue
+        yield batch, joined
+        _remove(layout, shared[batch.id])
+    for batch, ingested in _worked(client, recipe, whole, layout, progress, silence):
+        yield batch, ingested
+        _remove(layout, shared[batch.id])  # and not before: of them a build that goes on knows that it is no use
+
+
+def _state(layout: Layout[AnyPath], piece: Piece, there: Container[str]) -> str:
+    file = piece_file(layout.pieces, piece)
+    return state_of(file, piece) if file.name in there else "lacking"
+
+
+def _remove(layout: Layout[AnyPath], pieces: Sequence[Piece]) -> None:
+    for piece in pieces:
+        piece_file(layout.pieces, piece).unlink(missing_ok=True)
 
 
 def _shared(
-    client: Client, recipe: Recipe, batches: Sequence[Batch], progress: BuildProgress, layout: Layout[AnyPath]
+    client: Client, recipe: Recipe, batches: Sequence[Batch], layout: Layout[AnyPath], progress: BuildProgress
 ) -> dict[str, tuple[Piece, ...]]:
     """The pieces of those batches that one worker would be at for long, by the batch's id."""
     long = {batch.id: numbers for batch in batches if (numbers := long_series(batch, recipe, PIECE_BYTES))}
-    batch_of = {batch.id: batch for batch in batches if batch.id in long}
+    batch_of = {f"{batch.id}-divide": batch for batch in batches if batch.id in long}
     tasks = [
-        (f"{name}-divide", divide_task, (recipe, batch, long[name], layout.unpacked, PIECE_BYTES))
+        (name, divide_task, (recipe, batch, long[batch.id], layout.unpacked, PIECE_BYTES))
         for name, batch in batch_of.items()
     ]
-    divided = {
-        name.removesuffix("-divide"): parts for name, parts in run_tasks(client, tasks, watch=progress.tasks) if parts
-    }
-    return {name: divide(batch_of[name], divided[name]) for name in batch_of if name in divided}
+    found: dict[str, tuple[Piece, ...]] = {}
+    in_vain = 0
+    for name, parts in run_tasks(client, tasks, watch=progress.tasks):
+        batch = batch_of[name]
+        in_vain = 0 if parts else in_vain + 1
+        if parts:
+            found[batch.id] = divide(batch, parts)
+        elif in_vain == DIVISIONS_IN_VAIN:
+            break
+    return found
 
 
 def _worked(
-    client: Client, recipe: Recipe, work: Sequence[Batch | Piece], layout: Layout[AnyPath], progress: BuildProgress
-) -> Iterator[tuple[Batch, Ingested]]:
-    """Batches with what has become of them, and pieces, of which only the progress is told."""
+    client: Client, recipe: Recipe, work: Sequence[Batch | Piece], layout: Layout[AnyPath], progress: BuildProgress,
+    silence: _Silence, lacking: list[Batch | Piece] | None = None,
+) -> Iterator[tuple[Batch, Ingested]]:  # fmt: skip
+    """Batches with what has become of them, and pieces, of which only the progress is told.
+
+    ``lacking`` is given the pieces of which something could not be fetched.
+    """
     by_id = {one.id: one for one in work}
-    tasks = [_task(recipe, one, layout) for one in work]
+    indivisible: set[str] = set()  # batches whose other pieces are of no use any more
+    tasks = (_task(recipe, one, layout) for one in work if not (isinstance(one, Piece) and one.batch.id in indivisible))
     for name, done in run_tasks(
         client,
         tasks,
@@ -137,10 +177,15 @@ def _worked(
         watch=progress.tasks,
     ):
         one = by_id[name]
-        if isinstance(one, Piece):
-            progress.piece_done(one, done.objects, done.seconds)
-        else:
+        if not isinstance(one, Piece):
             yield one, done
+            continue
+        progress.piece_done(one, done.objects, done.seconds)
+        silence.heard(len(one.spans), done.unreached)
+        if done.indivisible:
+            indivisible.add(one.batch.id)
+        elif done.lacking and lacking is not None:
+            lacking.append(one)
 
 
 def _task(recipe: Recipe, work: Batch | Piece, layout: Layout[AnyPath], poisoned: frozenset[str] = frozenset()) -> Task:

@@ -77,7 +77,7 @@ def _loop_deaf_to_interrupts() -> Iterator[IOLoop]:
 
 @contextmanager
 def _ended_at_once(cluster: LocalCluster) -> Iterator[None]:
-    """Where this is left by an exception, workers may not end their tasks first: whoever pressed Ctrl-C waits."""
+    """Where this is left by an exception, workers are not given time to end their tasks: whoever pressed Ctrl-C waits."""
     try:
         yield
     except BaseException:

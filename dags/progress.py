@@ -134,6 +134,8 @@ class BuildProgress:
     def ingested(self, batch: Batch, account: PartAccount, rejects: Mapping[str, int]) -> None:
         """One more batch has its part; ``rejects`` by reason code."""
         worker, attempt = self.tasks.done_by(batch.id)
+        if worker is None:  # several shared it
+            worker, attempt = self.tasks.done_by(f"{batch.id}-join")
         self.events.tell(
             "batch_done", batch=batch.id, worker=worker, attempt=attempt, seconds=account.seconds,
             series=len(account.series), objects=account.objects, frames=account.planned, kept=account.kept,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import CancelledError
 from contextlib import suppress
 from dataclasses import dataclass
@@ -61,7 +61,7 @@ class Watch(Protocol):
 
 def run_tasks(
     client: Client,
-    tasks: Sequence[Task],
+    tasks: Iterable[Task],
     on_killed: Callable[[str], Any] | None = None,
     watch: Watch | None = None,
 ) -> Iterator[tuple[str, Any]]:

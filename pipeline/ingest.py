@@ -90,17 +90,20 @@ def ingest(
         found = SeriesResult(series.lock_row)
         read_series(series, source, recipe, keyer, poisoned, found)
         finish_series(series, recipe, found)
-        if series.objects is not None and found.objects != series.objects:
-            raise AccountingError(
-                f"series {series.id}: {series.objects} objects planned, {found.objects} accounted for"
-            )
-        if found.planned != len(found.samples) + found.rejected:
-            raise AccountingError(
-                f"series {series.id}: {found.planned} frames planned, {len(found.samples)} kept and "
-                f"{found.rejected} rejected"
-            )
+        check_account(series, found)
         done.append(found)
     return BatchResult(tuple(done))
+
+
+def check_account(series: Series, found: SeriesResult) -> None:
+    """Raises :class:`AccountingError` unless every object and every frame of a series has become something."""
+    if series.objects is not None and found.objects != series.objects:
+        raise AccountingError(f"series {series.id}: {series.objects} objects planned, {found.objects} accounted for")
+    if found.planned != len(found.samples) + found.rejected:
+        raise AccountingError(
+            f"series {series.id}: {found.planned} frames planned, {len(found.samples)} kept and "
+            f"{found.rejected} rejected"
+        )
 
 
 class WholeSeriesError(Exception):

@@ -1,27 +1,28 @@
 """A long series in pieces: workers share what is done object by object; what takes all of them follows when all are there.
 
-Only series whose images have a scale of their own and are searched for text are worth it, and can be: an hour of it can
-be in one series of ultrasound loops. What comes out is what the batch gives when one worker does it. A piece is a file,
-``<batch>-piece-<number>-of-<pieces>.parquet``, so that a build that is killed keeps it.
+It is worth it where images are searched for text, which takes hours of a core for one series of ultrasound loops; and it
+can be done where each image has a scale of its own. What comes out is what the batch gives when one worker does it. A
+piece is a file, ``<batch>-piece-<number>-of-<pieces>.parquet``, so that a build that is killed keeps it.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import asdict, astuple, dataclass, field
+from typing import Any, Literal
 
 import pyarrow as pa
 
 from lumid.catalog.keys import Keyer
 from lumid.catalog.layout import write_table
-from lumid.catalog.paths import AnyPath, read_parquet
+from lumid.catalog.paths import AnyPath, parquet_metadata, read_parquet
 from lumid.catalog.schema import CatalogRow, RejectRow
 from lumid.pipeline.batches import Batch
 from lumid.pipeline.deidentify import SEARCHED_MODALITIES
 from lumid.pipeline.geometry import Placed
-from lumid.pipeline.ingest import BatchResult, SeriesResult, WholeSeriesError, finish_series, read_series
+from lumid.pipeline.ingest import BatchResult, SeriesResult, WholeSeriesError, check_account, finish_series, read_series
+from lumid.pipeline.parts import series_account
 from lumid.pipeline.recipe import Recipe
 from lumid.pipeline.samples import Sample
 from lumid.pipeline.series_select import Place
@@ -60,16 +61,28 @@ class Piece:
 class PieceResult:
     """What a piece gives, by the number of the series; ``met``: keyed hashes of the instances that were opened.
 
-    ``whole``: a series turned out to be one that cannot be taken apart.
+    ``indivisible``: a series turned out to be one that cannot be taken apart; ``unlisted``: one could not be listed.
     """
 
     found: dict[int, SeriesResult] = field(default_factory=dict)
     met: dict[int, frozenset[str]] = field(default_factory=dict)
-    whole: bool = False
+    indivisible: bool = False
+    unlisted: bool = False
     seconds: float = 0.0
 
+    @property
+    def lacking(self) -> bool:
+        """Whether the archive did not give all of it: it is worth another try."""
+        return self.unlisted or any(series_account(one).unfetched for one in self.found.values())
 
-def long_series(batch: Batch, recipe: Recipe, piece_bytes: int = PIECE_BYTES) -> list[int]:
+    @property
+    def unreached(self) -> bool:
+        """Whether nobody answered for any of it."""
+        accounts = [series_account(one) for one in self.found.values()]
+        return self.unlisted or (bool(accounts) and all(one.planned == one.unreached for one in accounts))
+
+
+def long_series(batch: Batch, recipe: Recipe, piece_bytes: int) -> list[int]:
     """The numbers of a batch's series that are worth being taken apart, as far as the archive's index tells."""
     if recipe.select.stride > 1 or recipe.select.max_slices is not None:
         return []  # which slices are taken is decided among all
@@ -94,7 +107,7 @@ def divide(batch: Batch, parts: Mapping[int, int]) -> tuple[Piece, ...]:
     return tuple(Piece(batch, number, len(groups), group) for number, group in enumerate(groups))
 
 
-def parts_of(refs: Sequence[ObjectRef], piece_bytes: int = PIECE_BYTES) -> int:
+def parts_of(refs: Sequence[ObjectRef], piece_bytes: int) -> int:
     """Into how many parts a series of these objects is taken apart.
 
     >>> parts_of([ObjectRef("a", 50), ObjectRef("b", 50), ObjectRef("c", 90)], 60)
@@ -121,8 +134,15 @@ def part_of(refs: Sequence[ObjectRef], part: int, parts: int) -> list[ObjectRef]
 
 
 def object_names(piece: Piece, source: Source) -> list[str]:
-    """The source ids of a piece's objects, as far as they are known before they are read."""
-    return [ref.source_id for span in piece.spans for ref in _refs(piece.batch.series[span.series], span, source) or ()]
+    """The source ids of a piece's objects, found out without looking into any."""
+    names = []
+    for span in piece.spans:
+        series = piece.batch.series[span.series]
+        refs = _refs(series, span, source)
+        if refs is None and span.parts == 1:
+            refs = [blob.ref for blob in source.blobs(series)]
+        names += [ref.source_id for ref in refs or ()]
+    return names
 
 
 def _refs(series: Series, span: Span, source: Source) -> list[ObjectRef] | None:
@@ -142,12 +162,12 @@ def ingest_piece(
         if span.parts > 1:
             refs = _refs(series, span, source)
             if refs is None:
-                return PieceResult(whole=True)
+                return PieceResult(unlisted=True)
             only = frozenset(ref.source_id for ref in refs)
         try:
             opened = read_series(series, source, recipe, keyer, poisoned, account, only)
         except WholeSeriesError:
-            return PieceResult(whole=True)
+            return PieceResult(indivisible=True)
         found[span.series] = account
         met[span.series] = frozenset(keyer.key(uid, 0) for uid in opened)
     return PieceResult(found, met)
@@ -155,7 +175,7 @@ def ingest_piece(
 
 def assemble(batch: Batch, pieces: Sequence[PieceResult], recipe: Recipe) -> BatchResult | None:
     """What :func:`~.ingest.ingest` gives for the batch, from its pieces in order; None where it cannot be had from them."""
-    if any(piece.whole for piece in pieces):
+    if any(piece.indivisible or piece.unlisted for piece in pieces):
         return None
     done = []
     for number, series in enumerate(batch.series):
@@ -174,15 +194,19 @@ def assemble(batch: Batch, pieces: Sequence[PieceResult], recipe: Recipe) -> Bat
         if len(mine) > 1 and account.objects != series.objects:
             return None  # the archive does not say the same to all
         finish_series(series, recipe, account)
+        check_account(series, account)
         done.append(account)
     return BatchResult(tuple(done))
 
 
-def write_piece(path: AnyPath, result: PieceResult) -> None:
+def write_piece(path: AnyPath, piece: Piece, result: PieceResult) -> None:
     """Write a piece's result, whole or not at all."""
     samples = [(number, sample) for number, account in result.found.items() for sample in account.samples]
     facts = {
-        "whole": result.whole,
+        "spans": [astuple(span) for span in piece.spans],
+        "lacking": result.lacking,
+        "indivisible": result.indivisible,
+        "unlisted": result.unlisted,
         "seconds": result.seconds,
         "series": [
             {
@@ -217,7 +241,15 @@ def read_piece(path: AnyPath) -> PieceResult:
     for number, sample in _samples(table):
         found[number].samples.append(sample)
     met = {one["series"]: frozenset(one["met"]) for one in facts["series"]}
-    return PieceResult(found, met, facts["whole"], facts["seconds"])
+    return PieceResult(found, met, facts["indivisible"], facts["unlisted"], facts["seconds"])
+
+
+def state_of(path: AnyPath, piece: Piece) -> Literal["done", "lacking", "indivisible"]:
+    """What a file of a piece's name, which is there, says: of another piece, ``lacking``."""
+    facts = json.loads(parquet_metadata(path).metadata[FACTS])
+    if facts["spans"] != [list(astuple(span)) for span in piece.spans] or facts["lacking"]:
+        return "lacking"
+    return "indivisible" if facts["indivisible"] else "done"
 
 
 def _plain(sample: Sample) -> dict[str, Any]:

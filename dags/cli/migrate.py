@@ -44,7 +44,7 @@ def migrate(
         facts = asdict(done) | {"manifest": {"name": manifest.name, "format_version": manifest.format_version}}
         typer.echo(json.dumps({"dataset": str(out or dataset)} | facts))
         return
-    if done.from_format == manifest.format_version:
+    if done.already:
         typer.echo(f"{printable(str(dataset))}: is of format {manifest.format_version} already")
         return
     typer.echo(

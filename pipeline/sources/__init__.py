@@ -123,10 +123,7 @@ class DivisibleSource(Source, Protocol):
     """A source that can say what is in a series, and give some of it to each of several who read it."""
 
     def known_objects(self, series: Series) -> list[ObjectRef] | None:
-        """All objects of a series, in the order of their source ids; None where only reading all of it would tell.
-
-        A source behind a cache brings the series into it first.
-        """
+        """All objects of a series, in the order of :meth:`Source.blobs`; None where only reading all of it would tell."""
         ...
 
 

@@ -167,13 +167,8 @@ class CachedSource:
             yield from self.archive.blobs(series, only)
 
     def known_objects(self, series: Series) -> list[ObjectRef] | None:
-        """The objects of a series that the cache holds, or holds now; None where it did not come whole."""
+        """The objects of a series that the cache holds. Of others None: who reads only some of one cannot keep it whole."""
         kept = self._look_up(series)
-        if kept is None and self.archive is not None:
-            for _ in self._passing(series, self.archive):
-                pass
-            self._writer.drain()
-            kept = self._look_up(series)
         return None if kept is None else [ObjectRef(one.source_id, one.size) for one in kept]
 
     def _look_up(self, series: Series) -> tuple[Kept, ...] | None:

@@ -133,7 +133,8 @@ def test_in_its_place(tmp_path: Path, migrated: Mapping[str, tuple[Path, Migrate
     assert tree(tmp_path / "data").keys() - tree(migrated["format-1"][0]).keys() == {"notes.txt"}
     assert comparable(tmp_path / "data") == comparable(migrated["format-1"][0])
     before = tree(tmp_path / "data")
-    assert migrate(tmp_path / "data").from_format == 1
+    again = migrate(tmp_path / "data")
+    assert (again.from_format, again.already) == (1, True)
     assert tree(tmp_path / "data") == before
     with pytest.raises(UsageError, match="is of format 3 already"):
         migrate(tmp_path / "data", tmp_path / "out")

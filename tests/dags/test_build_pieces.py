@@ -23,8 +23,9 @@ from tests.dags.command import content
 from tests.dicom import as_bytes, gradient, image
 from tests.fake_idc import Contents, FakeIdc, fake_idc
 from tests.pipeline.test_pieces import loop
+from tests.servers import FINE, Fault, Request, status
 
-SMALL = 40_000
+SMALL = 25_000
 """Bytes of a piece here: a few loops."""
 
 
@@ -47,9 +48,18 @@ def contents() -> Contents:
     return held
 
 
+FAILING: set[str] = set()
+"""Objects of these series are refused."""
+
+
+def weather(request: Request) -> Fault:
+    refused = any(f"/{series}/" in request.target for series in FAILING) and "prefix" not in request.query
+    return status(503, Retry_After="0") if refused else FINE
+
+
 @pytest.fixture(scope="module")
 def archive() -> Iterator[FakeIdc]:
-    with fake_idc(contents()) as archive:
+    with fake_idc(contents(), pick=weather) as archive:
         yield archive
 
 
@@ -86,44 +96,55 @@ def events(log: Path, event: str) -> list[dict[str, Any]]:
     return [line for line in map(json.loads, log.read_text().splitlines()) if line["event"] == event]
 
 
-@pytest.mark.parametrize("cached", [False, True])
-def test_the_same_bytes_as_from_whole_batches(
-    cached: bool, archive: FakeIdc, whole: Path, cut: None, tmp_path: Path
-) -> None:
-    log = tmp_path / "log"
-    fetch = {"cache": str(tmp_path / "cache")} if cached else {}
-    run(archive, tmp_path / "data", log, **fetch)
-    assert content(tmp_path / "data") == content(whole)
-    assert verify(tmp_path / "data", deep=True).sound
-    pieces = events(log, "piece_done")
-    assert len(pieces) == sum({line["batch"]: line["pieces"] for line in pieces}.values()) >= 8
-    assert {line["batch"] for line in pieces} < {line["batch"] for line in events(log, "batch_done")}
-    if cached:
-        before = archive.deliveries()
-        run(archive, tmp_path / "offline", offline=True, **fetch)
-        assert content(tmp_path / "offline") == content(whole)
-        assert archive.deliveries() == before
-
-
-def test_a_stopped_build_goes_on_with_the_pieces_it_has(
-    archive: FakeIdc, whole: Path, cut: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def stop_after(pieces: int, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The ids of pieces that are done, up to when the build is stopped."""
     done: list[str] = []
     piece_done = BuildProgress.piece_done
 
     def stop(self: BuildProgress, *given: Any) -> None:
         piece_done(self, *given)
         done.append(given[0].id)
-        if len(done) == 3:
+        if len(done) == pieces:
             raise KeyboardInterrupt
 
     monkeypatch.setattr(BuildProgress, "piece_done", stop)
+    return done
+
+
+def test_the_same_bytes_as_from_whole_batches(archive: FakeIdc, whole: Path, cut: None, tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    run(archive, tmp_path / "data", log)
+    assert content(tmp_path / "data") == content(whole)
+    assert verify(tmp_path / "data", deep=True).sound
+    pieces = events(log, "piece_done")
+    assert len(pieces) == sum({line["batch"]: line["pieces"] for line in pieces}.values()) >= 8
+    assert {line["batch"] for line in pieces} < {line["batch"] for line in events(log, "batch_done")}
+    assert {line["attempt"] for line in events(log, "batch_done")} == {1}
+
+
+def test_what_a_cache_holds_is_shared(archive: FakeIdc, whole: Path, cut: None, tmp_path: Path) -> None:
+    """And not what it does not hold: who reads only some of a series cannot keep it whole."""
+    cache, log = str(tmp_path / "cache"), tmp_path / "log"
+    run(archive, tmp_path / "data", log, cache=cache)
+    assert not events(log, "piece_done")
+    before = archive.deliveries()
+    run(archive, tmp_path / "offline", log, cache=cache, offline=True)
+    assert len(events(log, "piece_done")) >= 8
+    assert archive.deliveries() == before
+    assert content(tmp_path / "data") == content(tmp_path / "offline") == content(whole)
+
+
+def test_a_stopped_build_goes_on_with_the_pieces_it_has(
+    archive: FakeIdc, whole: Path, cut: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done = stop_after(3, monkeypatch)
     out = tmp_path / "data"
     with pytest.raises(KeyboardInterrupt):
         run(archive, out)
     there = {name.removesuffix(".parquet") for name in sizes(Layout(out).pieces)}
     assert {*done} <= there
-    monkeypatch.setattr(BuildProgress, "piece_done", piece_done)
+    monkeypatch.undo()
+    monkeypatch.setattr(ingesting, "PIECE_BYTES", SMALL)
     run(archive, out, tmp_path / "log")
     assert content(out) == content(whole)
     again = {
@@ -131,6 +152,24 @@ def test_a_stopped_build_goes_on_with_the_pieces_it_has(
     }
     assert again
     assert not again & there
+
+
+def test_what_pieces_lack_is_fetched_when_a_build_goes_on(
+    archive: FakeIdc, whole: Path, cut: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stop_after(3, monkeypatch)
+    FAILING.update({"0006", "0007"})
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            run(archive, tmp_path / "data")
+    finally:
+        FAILING.clear()
+    monkeypatch.undo()
+    monkeypatch.setattr(ingesting, "PIECE_BYTES", SMALL)
+    assert len(sizes(Layout(tmp_path / "data").pieces)) >= 3
+    manifest = run(archive, tmp_path / "data")
+    assert manifest.rejects == {"duplicate_instance": 1}
+    assert content(tmp_path / "data") == content(whole)
 
 
 @pytest.mark.slow
