@@ -104,7 +104,7 @@ def test_the_archive_is_all_there() -> None:
     assert objects == sum(one.objects for one in series) > 3_000_000
     assert sum(chunk.mb for work in batches for chunk in work.chunks) == pytest.approx(sum(one.mb for one in series))
     assert 3_200 < len(batches) < 4_500
-    assert max(batches[:20], key=lambda work: work.compute_s) is max(batches, key=lambda work: work.compute_s)
+    assert max(work.compute_s for work in batches) < 600, "no worker is at one for long"
     without = held(None, ("US", "OT"))
     assert {one.modality for one in series} - {one.modality for one in without} == {"US", "OT"}
 
