@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from lumid.pipeline.batches import Batch, make_batches
 from lumid.pipeline.lock import lock_hash, lock_table, series_of
 from lumid.pipeline.plan import pin
 from lumid.pipeline.recipe import FolderSettings, PydicomSettings, Recipe, make_keyer
+from lumid.pipeline.reject import Reject
 from lumid.pipeline.sample import cap_listed
 from lumid.pipeline.scan import Scanned, group_series, scan
 from lumid.pipeline.sources import ListedSource, Listing, ObjectRef, Series, open_listed
@@ -197,7 +199,13 @@ def _scan(
         (f"scan-{number}-{begin}", scan_task, (recipe, number, chunk, layout.unpacked))
         for begin, chunk in enumerate(chunks)
     ]
-    for _, found in run_tasks(client, tasks, watch=progress.tasks):
+    chunk_of = dict(zip((name for name, _, _ in tasks), chunks, strict=True))
+    for _, found in run_tasks(
+        client,
+        tasks,
+        on_killed=lambda name: _isolate(client, recipe, number, chunk_of[name], layout, progress),
+        watch=progress.tasks,
+    ):
         scanned += found
         progress.scanned(len(found))
     keep = [item for item in scanned if item.reject is None]
@@ -215,6 +223,34 @@ def _scan(
         ),
     )
     return scanned
+
+
+def _isolate(
+    client: Client, recipe: Recipe, number: int, chunk: Listing, layout: Layout[AnyPath], progress: BuildProgress
+) -> list[Scanned]:
+    """A chunk with objects that keep killing the worker that looks at them: those become rejects, unread."""
+
+    def scanned(items: Listing) -> list[Scanned] | None:
+        names = " ".join(item.source_id if isinstance(item, ObjectRef) else item[0].source_id for item in items)
+        name = f"scan-{number}-trial-{hashlib.sha256(names.encode()).hexdigest()[:16]}"
+        task = name, scan_task, (recipe, number, items, layout.unpacked)
+        ((_, found),) = run_tasks(client, [task], on_killed=lambda _: None, watch=progress.tasks)
+        return found  # type: ignore[no-any-return]
+
+    whole: list[Scanned] = []
+    pending = [chunk]
+    while pending:
+        group = pending.pop()
+        found = scanned(group)
+        if found is None and len(group) > 1:
+            pending += [group[len(group) // 2 :], group[: len(group) // 2]]
+        elif found is None and isinstance(group[0], ObjectRef):
+            pending.append([(group[0], Reject("decode", "decoder_crash"))])
+        elif found is None:
+            raise LumidError("a scan keeps killing its workers: is there enough memory for each? try fewer --workers")
+        else:
+            whole += found
+    return whole
 
 
 def _read_scan(path: AnyPath) -> dict[tuple[str, int, int], tuple[str, str, int]]:

@@ -91,6 +91,9 @@ class ArchiveMember:
         except (RuntimeError, NotImplementedError):
             self.reject = _unsafe("a compression or encryption that is not read")
             return self.reject
+        except MemoryError:
+            self.reject = _unsafe("asks for more memory than there is, to be unpacked")
+            return self.reject
         except _AbsurdError:
             self.reject = _unsafe("unpacks to many times its size")
             return self.reject
@@ -131,7 +134,7 @@ def list_zip(archive: zipfile.ZipFile, limits: ArchiveLimits = DEFAULT_LIMITS) -
     seen: set[str] = set()
     packed = unpacked = 0
     for number, info in enumerate(infos):
-        if info.is_dir() and info.file_size == 0:
+        if info.filename.endswith("/") and info.file_size == 0:  # is_dir() wants a name
             continue
         if number >= limits.max_members:
             yield ArchiveMember("", 0, _unsafe("more members than are read"))

@@ -28,6 +28,8 @@ from lumid.pipeline.nifti import first_version, is_second_version
 from lumid.pipeline.reject import Reject
 
 VolumeKind = Literal["nifti", "nrrd", "mha"]
+MOST_DIMENSIONS = 10
+"""MetaImage has room for so many."""
 READERS: dict[str, tuple[str, str]] = {
     "nifti": ("NiftiImageIO", "volume.nii"),
     "nrrd": ("NrrdImageIO", "volume.nrrd"),
@@ -213,6 +215,11 @@ def _detached(head: bytes, kind: VolumeKind) -> Reject | None:
     else:
         stated = re.search(rb"(?im)^[ \t]*ElementDataFile[ \t]*[=:][ \t]*(\S+)", head)
         alone = stated is not None and stated[1].upper() == b"LOCAL"
+        if stated is not None:
+            # ITK takes the last that there is, and writes where it should not when it is negative
+            told = re.findall(rb"(?im)^[ \t]*NDims[ \t]*[=:][ \t]*([^\r\n]*)", head[: stated.start()])
+            if any(re.fullmatch(rb"\d{1,2}\s*", one) is None or not 1 <= int(one) <= MOST_DIMENSIONS for one in told):
+                return Reject("read", "broken_header", "NDims")
     return None if alone else Reject("read", "unsupported_format", "its voxels are in another file")
 
 

@@ -94,3 +94,33 @@ def test_what_runs_beside_an_object_that_kills_its_worker_is_not_blamed(study: P
     facts: dict[str, Any] = json.loads(done.stdout)
     assert facts["rejects"] == {"decoder_crash": 3}
     assert facts["counts"]["kept"] == 24
+
+
+SCAN_CRASH = """
+import os
+from lumid.pipeline import scan
+_sniff = scan.sniff
+def sniff(data):
+    if b"POISON" in data:
+        os.kill(os.getpid(), 9)
+    return _sniff(data)
+scan.sniff = sniff
+"""
+
+
+@pytest.mark.slow
+def test_an_object_that_kills_whoever_scans_it_is_rejected(study: Path, tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    for path in sorted(study.glob("0[01]-00.dcm")):
+        (source / path.name).write_bytes(path.read_bytes())
+    (source / "poison").write_bytes(as_bytes(image(gradient(), SOPInstanceUID="1.9.1", StudyDescription="POISON")))
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "sitecustomize.py").write_text(SCAN_CRASH)
+    (tmp_path / "r.toml").write_text('name = "r"\n[[sources]]\nkind = "folder"\npath = "source"\nnames = "plain"\n')
+    path = os.pathsep.join([str(tmp_path / "site"), str(ROOT)])
+    done = lumid("build", tmp_path / "r.toml", "--out", tmp_path / "data", "--json", PYTHONPATH=path)
+    assert done.returncode == 0, done.stderr
+    facts: dict[str, Any] = json.loads(done.stdout)
+    assert facts["rejects"] == {"decoder_crash": 1}
+    assert facts["counts"]["kept"] == 2

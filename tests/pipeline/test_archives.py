@@ -347,3 +347,28 @@ def test_base_name() -> None:
 def test_a_crc_of_zero_is_still_a_crc() -> None:
     assert zlib.crc32(b"") == 0
     assert zipped(make_zip(("empty", b""))) == [("empty", b"")]
+
+
+def test_a_member_without_a_name_is_one_that_is_not_taken() -> None:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        archive.writestr("a", b"")
+    data = bytearray(buffer.getvalue())
+    place = data.index(b"PK\1\2")
+    data[place + 28 : place + 30] = b"\0\0"
+    del data[place + 46]
+    end = data.index(b"PK\5\6")
+    data[end + 12 : end + 16] = (int.from_bytes(data[end + 12 : end + 16], "little") - 1).to_bytes(4, "little")
+    (member,) = zip_members(io.BytesIO(bytes(data)))
+    assert isinstance(member.read(), Reject)
+
+
+def test_what_wants_more_memory_than_there_is_to_be_unpacked_is_rejected() -> None:
+    """As LZMA does whose dictionary is said to be of four gigabytes."""
+
+    def opener() -> io.BytesIO:
+        raise MemoryError
+
+    found = ArchiveMember("a", 3, None, opener).read()
+    assert isinstance(found, Reject)
+    assert found.code == "unsafe_member"

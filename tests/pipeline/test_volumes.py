@@ -173,3 +173,14 @@ def test_left_is_left(tmp_path: Path) -> None:
     pixels = read(buffer.getvalue()).pixels
     assert (pixels[:, :, 0] == 500).all()
     assert not pixels[:, :, 1:].any()
+
+
+@pytest.mark.parametrize(
+    "told", ["NDims = -1", "NDims=-1", "NDims : 11", "NDims = 99999999999", "NDims = x", "NDims ="]
+)
+def test_dimensions_that_kill_itk_are_refused(told: str) -> None:
+    head = f"ObjectType = Image\nNDims = 3\n{told}\nDimSize = 2 2 2\nElementType = MET_SHORT\nElementDataFile = LOCAL\n"
+    found = read_volume(head.encode() + bytes(16), "mha")
+    assert found == Reject("read", "broken_header", "NDims")
+    sound = head.replace(f"{told}\n", "")
+    assert isinstance(read_volume(sound.encode() + bytes(16), "mha"), Volume)
