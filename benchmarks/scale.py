@@ -34,13 +34,13 @@ import cv2
 import psutil
 import pydicom
 from archive import Kind, copies, make_archive, make_long_series, served
+from build import build
 from distributed import Client
 from pydicom import FileDataset
 from rich.console import Console
 from slices import Given, Template, listed, run_lumid, templates
 from synthetic_parts import Sizes, idc_recipe, noop_task, synthetic_lock, synthetic_rows, write_parts
 
-from build import build
 from lumid.catalog.keys import PUBLIC_SECRET, Keyer
 from lumid.catalog.layout import Layout
 from lumid.dags import ingesting

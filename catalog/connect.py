@@ -127,5 +127,7 @@ def ask(connection: duckdb.DuckDBPyConnection, sql: str) -> pa.Table:
                 "a file of the catalog cannot be read (damaged or gone); build the data set again"
             ) from None
         raise UsageError(explain(error, sql)) from None
+    except UnicodeDecodeError:  # an error of DuckDB's that quotes what is no text
+        raise DatasetError("a file of the catalog cannot be read (damaged); build the data set again") from None
     except AttributeError:
         raise UsageError("the statement gives no rows; ask with SELECT") from None

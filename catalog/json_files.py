@@ -32,10 +32,19 @@ def read_json(path: AnyPath, mend: str) -> dict[str, Any]:
 def typed(values: D) -> D:
     """A dataclass that was made from somebody's JSON, once its fields are what they are declared to be.
 
-    Raises ``ValueError`` where one is not: what is made of a number where text belongs would only fail later.
+    Raises ``ValueError`` where one is not, or is a whole number that takes more than 64 bits: what is made of such
+    values would only fail later.
     """
     from pydantic import TypeAdapter
 
+    written = json.dumps(asdict(values))
+    json.loads(written, parse_int=_of_64_bits)
     # in Python a strict validation wants the instances themselves, whose fields it then does not look at
-    TypeAdapter(type(values)).validate_json(json.dumps(asdict(values)), strict=True)
+    TypeAdapter(type(values)).validate_json(written, strict=True)
     return values
+
+
+def _of_64_bits(digits: str) -> int:
+    if not -(1 << 63) <= int(digits) < 1 << 63:
+        raise ValueError("more than 64 bits")
+    return int(digits)

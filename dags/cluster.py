@@ -12,6 +12,7 @@ from pathlib import Path
 
 import dask
 from distributed import Client, Worker
+from distributed.comm.core import CommClosedError
 from distributed.diagnostics.plugin import WorkerPlugin
 
 from lumid.catalog.errors import LumidError
@@ -52,6 +53,7 @@ def default_workers() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+GONE = "the Dask scheduler is gone; what is finished is kept: run the same command again to go on"
 PROFILER_OFF = {"distributed.worker.profile.enabled": False}
 """Dask samples the stacks of its threads a hundred times a second. In Python 3.11.0 to 3.11.8 that can lock a process up
 for good (python/cpython#106883), and what it gathers is of no use here."""
@@ -106,7 +108,7 @@ def open_cluster(settings: ClusterSettings, scratch: Path, waiting: Waiting | No
         "distributed.admin.large-graph-warning-threshold": "1GB",
         **PROFILER_OFF,
     }
-    with dask.config.set(config):
+    with dask.config.set(config), _told_when_lost():
         where = _where(settings)
         if isinstance(where, SchedulerSettings) or settings.scheduler:
             with _join(settings, where) as client:
@@ -128,6 +130,17 @@ def open_cluster(settings: ClusterSettings, scratch: Path, waiting: Waiting | No
         with start_local(workers, threads, scratch) as cluster, Client(cluster, set_as_default=False) as client:
             client.register_plugin(QuietWorker(own_process=True))
             yield client
+
+
+@contextmanager
+def _told_when_lost() -> Iterator[None]:
+    """Whatever is asked of a scheduler that is gone fails in one line; what waits for tasks says it by itself."""
+    try:
+        yield
+    except OSError as error:
+        if isinstance(error, CommClosedError) or str(error).startswith("Timed out trying to connect to"):
+            raise LumidError(GONE) from None
+        raise
 
 
 def _await_worker(client: Client, kind: str, minutes: float, waiting: Waiting | None) -> None:

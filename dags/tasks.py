@@ -16,7 +16,7 @@ from distributed.scheduler import KilledWorker
 from lumid.catalog.errors import LumidError
 from lumid.catalog.layout import storage_errors
 from lumid.catalog.paths import AnyPath
-from lumid.dags.cluster import slots
+from lumid.dags.cluster import GONE, slots
 from lumid.dags.metrics import count_traffic
 from lumid.pipeline import traffic
 from lumid.pipeline.reject import internal_error
@@ -113,9 +113,7 @@ def run_tasks(
                 submit()
                 continue
             except CancelledError:  # nobody here cancels: its scheduler is gone
-                raise LumidError(
-                    "the Dask scheduler is gone; what is finished is kept: run the same command again to go on"
-                ) from None
+                raise LumidError(GONE) from None
             future.release()
             if isinstance(result, Failure):
                 raise LumidError(result.message)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import torch
@@ -27,6 +28,7 @@ from lumid.model.provenance import PROVENANCE, find_provenance, write_provenance
 from lumid.model.recipe import ModelSettings, TrainRecipe
 from lumid.model.weights import load_mae
 
+WORD = re.compile(r"[A-Za-z0-9_.+/-]{0,60}")
 ABOUT, CHECKPOINTS, SUMMARY = "run.json", "checkpoints", "summary.json"
 
 
@@ -135,4 +137,11 @@ def _difference(found: object, wanted: object, key: str = "") -> str:
         for name in [*wanted, *(name for name in found if name not in wanted)]:
             if found.get(name) != wanted.get(name):
                 return _difference(found.get(name), wanted.get(name), f"{key}.{name}".removeprefix(".recipe."))
-    return f"{key.strip('.')} was {found!r}, is {wanted!r}"
+    name = key.strip(".")
+    return f"{name if WORD.fullmatch(name) else 'something'} was {_shown(found)}, is {_shown(wanted)}"
+
+
+def _shown(value: object) -> str:
+    """A value of a run's, where it is a number or a word; the run may be a stranger's."""
+    plain = value is None or isinstance(value, bool | int | float) or WORD.fullmatch(str(value))
+    return repr(value) if plain else "something else"

@@ -17,6 +17,7 @@ import dask
 import psutil
 import pytest
 from distributed import LocalCluster
+from distributed.comm.core import CommClosedError
 
 from lumid.catalog.errors import LumidError, RecipeError
 from lumid.dags.cluster import ClusterSettings, open_cluster
@@ -249,6 +250,32 @@ def test_no_stacks_are_sampled(tmp_path: Path) -> None:
 def _sampling(dask_worker: Any) -> list[str]:
     threads = [thread.name for thread in threading.enumerate() if thread.name == "Profile"]
     return threads + [name for name in dask_worker.periodic_callbacks if "profile" in name]
+
+
+def test_a_scheduler_that_is_gone_is_one_line(tmp_path: Path) -> None:
+    """Whatever Dask is asked then; what waits for a task says it by itself."""
+
+    def ask() -> None:
+        with open_cluster(ClusterSettings(scheduler=cluster.scheduler_address), tmp_path) as client:
+            cluster.close()
+            client.sync(client.scheduler.identity)
+
+    with (
+        LocalCluster(n_workers=1, processes=False, dashboard_address=None) as cluster,
+        pytest.raises(LumidError, match="the Dask scheduler is gone") as error,
+    ):
+        ask()
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "error", [CommClosedError("in x"), OSError("Timed out trying to connect to tcp://x after 9 s")]
+)
+def test_no_answer_is_one_line_and_other_errors_are_what_they_are(error: OSError, tmp_path: Path) -> None:
+    with LocalCluster(n_workers=1, processes=False, dashboard_address=None) as cluster:
+        for raised, wanted in ((error, LumidError), (OSError(28, "full"), OSError)):
+            with pytest.raises(wanted), open_cluster(ClusterSettings(scheduler=cluster.scheduler_address), tmp_path):
+                raise raised
 
 
 def test_options_come_before_the_recipe(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 from lumid.catalog.errors import DatasetError, LumidError
 from lumid.catalog.extract import MOVING, WORK, work_folder
 from lumid.catalog.json_files import read_json
-from lumid.catalog.layout import Layout
+from lumid.catalog.layout import Layout, parse_manifest
 from lumid.catalog.show import IMAGE_COLUMNS, image_rows
 from lumid.dags.state import read_state
 from lumid.dags.status import status
@@ -110,3 +110,32 @@ def test_a_journal_keeps_the_lines_that_are_whole(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_bytes(b'{"step": 1}\n\xff\xfe\n[]\n{"step": "x"}\n' + b"[" * 100_000 + b'\n{"step": 2}\n{"step": 9}\n')
     assert lines_until(path, 5) == ['{"step": 1}', '{"step": 2}']
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("name", 3), ("recipe", []), ("recipe", "x"), ("build", 7), ("modalities", {"CT": "many"}), ("catalog_hash", None),
+        ("counts", {"objects": 1, "planned": 1.5, "kept": 1, "rejected": 0}), ("lock_hash", ["a"]),
+        ("counts", {"objects": 10**400, "planned": 1, "kept": 1, "rejected": 0}),
+        ("shards", [{"name": "a", "samples": "1", "bytes": 1, "sha256": "", "first_key": "", "last_key": ""}]),
+    ],
+)  # fmt: skip
+def test_a_manifest_with_values_of_another_type_is_damaged(field: str, value: object) -> None:
+    sound: dict[str, object] = {
+        "name": "n", "format_version": 3, "lumid_version": "1", "recipe": {}, "recipe_hash": "", "lock_hash": "",
+        "catalog_hash": "", "libraries": {}, "counts": {"objects": 1, "planned": 1, "kept": 1, "rejected": 0},
+        "modalities": {}, "rejects": {}, "shards": [], "build": {},
+    }  # fmt: skip
+    assert parse_manifest(json.dumps(sound).encode(), "x").name == "n"
+    with pytest.raises(DatasetError, match="damaged"):
+        parse_manifest(json.dumps(sound | {field: value}).encode(), "x")
+
+
+def test_the_recipe_of_a_strangers_run_is_not_quoted() -> None:
+    pytest.importorskip("torch")
+    from lumid.model.runs import _difference
+
+    assert _difference({"recipe": {"steps": 40}}, {"recipe": {"steps": 80}}) == "steps was 40, is 80"
+    for found in ({"recipe": "DOE^JANE"}, {"recipe": {"DOE^JANE": 1}}, {"recipe": {"steps": ["DOE^JANE"]}}):
+        assert "JANE" not in _difference(found, {"recipe": {"steps": 80}})
