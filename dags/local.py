@@ -7,7 +7,7 @@ import logging
 import signal
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from multiprocessing import resource_tracker
 from pathlib import Path
 
@@ -17,6 +17,9 @@ from distributed.core import Status
 from distributed.utils import LoopRunner
 from tornado.ioloop import IOLoop, PeriodicCallback
 
+from lumid.catalog.errors import LumidError
+
+START_ATTEMPTS = 3
 LOOK_EVERY_S = 1.0
 """How often it is looked whether a worker is lost."""
 PATIENCE_S = 0.5
@@ -36,20 +39,33 @@ def start_local(workers: int, threads: int, scratch: Path) -> Iterator[LocalClus
     with (
         dask.config.set({"distributed.nanny.pre-spawn-environ": one_thread}),
         _loop_deaf_to_interrupts() as loop,
-        LocalCluster(
-            n_workers=workers,
-            threads_per_worker=threads,
-            processes=True,
-            host="127.0.0.1",
-            dashboard_address="127.0.0.1:0",  # two builds on one machine must not want the same port
-            local_directory=str(scratch),
-            silence_logs=logging.CRITICAL,
-            loop=loop,
-        ) as cluster,
+        _begun(workers, threads, scratch, loop) as cluster,
         _ended_at_once(cluster),
         _replaced_when_lost(cluster, loop),
     ):
         yield cluster
+
+
+def _begun(workers: int, threads: int, scratch: Path, loop: IOLoop) -> LocalCluster:
+    """The cluster; a worker that dies while the first ones are being started is one that Dask gives up with.
+
+    Raises :class:`LumidError` when that happens again and again.
+    """
+    for _ in range(START_ATTEMPTS):
+        with suppress(RuntimeError):
+            return LocalCluster(
+                n_workers=workers,
+                threads_per_worker=threads,
+                processes=True,
+                host="127.0.0.1",
+                dashboard_address="127.0.0.1:0",  # two builds on one machine must not want the same port
+                local_directory=str(scratch),
+                silence_logs=logging.CRITICAL,
+                loop=loop,
+            )
+    raise LumidError(
+        "the workers end while they are being started: is there enough memory for each? try fewer --workers"
+    )
 
 
 @contextmanager

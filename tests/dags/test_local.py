@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -14,6 +15,7 @@ import psutil
 import pytest
 from distributed import Client, LocalCluster
 
+from lumid.catalog.errors import LumidError
 from lumid.dags import local
 from lumid.dags.local import start_local
 
@@ -106,3 +108,31 @@ def test_a_worker_that_stays_without_a_process_is_replaced(tmp_path: Path, monke
 
 async def _nothing() -> None:
     pass
+
+
+def test_a_worker_that_is_killed_while_the_first_are_being_started(tmp_path: Path) -> None:
+    def kill() -> None:
+        until(lambda: bool(processes()))
+        time.sleep(0.3)
+        os.kill(min(processes()), signal.SIGKILL)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    with start_local(2, 1, tmp_path) as cluster, Client(cluster, set_as_default=False) as client:
+        killer.join()
+        until(lambda: len(client.scheduler_info()["workers"]) == 2)
+        assert client.submit(sum, [1, 2]).result(LIMIT_S) == 3
+    assert not processes()
+
+
+def test_workers_that_cannot_be_started_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[int] = []
+
+    def fail(**given: Any) -> None:
+        tried.append(given["n_workers"])
+        raise RuntimeError("Nanny failed to start.")
+
+    monkeypatch.setattr(local, "LocalCluster", fail)
+    with pytest.raises(LumidError, match="try fewer --workers"), start_local(2, 1, tmp_path):
+        pass
+    assert tried == [2, 2, 2]
