@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lumid.catalog.errors import LumidError
-from lumid.catalog.json_files import read_json
+from lumid.catalog.errors import DatasetError, LumidError
+from lumid.catalog.json_files import read_json, typed
 from lumid.catalog.layout import storage_errors, write_text
 from lumid.catalog.places import Anywhere, identity
 from lumid.model.card import Results, card
@@ -16,6 +16,8 @@ from lumid.model.provenance import read_provenance
 from lumid.model.reconstruct import SCORES
 from lumid.model.runs import SUMMARY, read_run
 from lumid.model.weights import CARD, CONFIG, ENCODER, save_weights, timm_arguments
+
+MEND = "remove it: a card then does without"
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,15 +59,20 @@ def export_encoder(run: Path, out: Path, data: Anywhere | None = None) -> Export
 def results(run: Path) -> Results:
     """What the run's folder knows of how good it is."""
     summary, scores = _json(run / SUMMARY), _json(run / SCORES)
-    return Results(
-        summary.get("validation_loss"),
-        summary.get("validation_loss_by_modality", {}),
-        tuple(scores.get("modalities", ())),
-        bool(scores.get("patch_statistics_of_the_original", False)),
-    )
+    try:
+        return typed(
+            Results(
+                summary.get("validation_loss"),
+                summary.get("validation_loss_by_modality", {}),
+                tuple(scores.get("modalities", ())),
+                bool(scores.get("patch_statistics_of_the_original", False)),
+            )
+        )
+    except (TypeError, ValueError):
+        raise DatasetError(f"{run}: {SUMMARY} or {SCORES} is damaged; {MEND}") from None
 
 
 def _json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
-    return read_json(path, "remove it: a card then does without")
+    return read_json(path, MEND)

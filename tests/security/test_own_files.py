@@ -139,3 +139,18 @@ def test_the_recipe_of_a_strangers_run_is_not_quoted() -> None:
     assert _difference({"recipe": {"steps": 40}}, {"recipe": {"steps": 80}}) == "steps was 40, is 80"
     for found in ({"recipe": "DOE^JANE"}, {"recipe": {"DOE^JANE": 1}}, {"recipe": {"steps": ["DOE^JANE"]}}):
         assert "JANE" not in _difference(found, {"recipe": {"steps": 80}})
+
+
+@pytest.mark.parametrize(
+    ("summary", "scores"),
+    [({}, {"modalities": 3}), ({}, {"modalities": ["x"]}), ({"validation_loss": "low"}, {}), ({"validation_loss_by_modality": 1.5}, {})],
+)  # fmt: skip
+def test_scores_of_a_run_that_are_none(summary: dict[str, object], scores: dict[str, object], tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    from lumid.model.export import results
+
+    assert results(tmp_path).validation_loss is None
+    (tmp_path / "summary.json").write_text(json.dumps({"validation_loss": 0.5} | summary))
+    (tmp_path / "reconstruction.json").write_text(json.dumps({"modalities": [{"modality": "CT"}]} | scores))
+    with pytest.raises(DatasetError, match="remove it"):
+        results(tmp_path)
