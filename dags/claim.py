@@ -37,6 +37,10 @@ def claimed(layout: Layout[AnyPath], recipe: Recipe, tell: Callable[[str], None]
         _sweep(layout)
         if isinstance(layout.work, Path):
             remove_half_written(layout.work)
+            for leftover in layout.work.parent.glob(
+                ".*.tmp"
+            ):  # dataset.json and its like, which are written in their place
+                leftover.unlink(missing_ok=True)
         if not layout.state.is_file():
             write_state(layout, recipe_name=recipe.name, recipe_hash=recipe.hash(), phase="scan", batches=0)
         yield claim

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import CancelledError
 from contextlib import suppress
@@ -23,6 +24,8 @@ from lumid.pipeline.reject import internal_error
 from lumid.pipeline.traffic import Traffic
 
 IN_FLIGHT_PER_SLOT = 2
+ROUNDS = 3
+"""How often Dask may give up with a task, after three workers each time, that nobody can take apart."""
 T = TypeVar("T")
 Task = tuple[str, Callable[..., Any], tuple[Any, ...]]
 """Name, function, arguments."""
@@ -69,16 +72,17 @@ def run_tasks(
 
     Only so many are handed out as keep every worker busy, so neither the scheduler nor memory grows with the plan. A
     task that keeps killing its worker goes to ``on_killed`` when no other runs any more: with a worker all its tasks die, so
-    that which of them was guilty can only be found out alone. Raises :class:`LumidError` for the first that fails.
+    that which of them was guilty can only be found out alone. Without ``on_killed`` it is tried anew. Raises :class:`LumidError` for the first that fails.
     """
     queue = iter(tasks)
     window = IN_FLIGHT_PER_SLOT * slots(client)
     running = as_completed(loop=client.loop)
-    names: dict[str, str] = {}
+    given: dict[str, Task] = {}
+    rounds: Counter[str] = Counter()
     killed: list[str] = []
 
-    def submit() -> bool:
-        task = next(queue, None)
+    def submit(again: Task | None = None) -> bool:
+        task = again or next(queue, None)
         if task is None:
             return False
         name, function, arguments = task
@@ -86,7 +90,7 @@ def run_tasks(
         future = client.submit(
             _told, topic, name, function, *arguments, key=f"{name}-{time.monotonic_ns()}", pure=False
         )
-        names[str(future.key)] = name
+        given[str(future.key)] = task
         if watch:
             watch.given(name)
         running.add(future)
@@ -97,20 +101,25 @@ def run_tasks(
             if not submit():
                 break
         for future in running:
-            name = names.pop(str(future.key))
+            task = given.pop(str(future.key))
+            name = task[0]
             try:
                 told = future.result()
                 result = told.result
                 if watch:
                     watch.ended(name, told)
             except KilledWorker:
-                if on_killed is None:
+                future.release()
+                rounds[name] += 1
+                if on_killed is not None:
+                    killed.append(name)
+                    submit()
+                elif rounds[name] < ROUNDS:  # workers may die of something else than what they do
+                    submit(task)
+                else:
                     raise LumidError(
                         "a task keeps killing its worker: is there enough memory for each? try fewer --workers"
                     ) from None
-                killed.append(name)
-                future.release()
-                submit()
                 continue
             except CancelledError:  # nobody here cancels: its scheduler is gone
                 raise LumidError(GONE) from None

@@ -13,6 +13,7 @@ from rich.console import Console
 
 from lumid.catalog.layout import Layout
 from lumid.dags import build as building
+from lumid.dags.claim import claimed
 from lumid.dags.cluster import ClusterSettings
 from lumid.dags.packing import Packed
 from lumid.dags.progress import BuildProgress
@@ -125,3 +126,10 @@ def test_what_a_killed_worker_had_begun_is_no_part_of_the_data_set(
         load_recipe(str(recipe)), tmp_path / "data", ClusterSettings(None, 1), BuildProgress(Console(quiet=True))
     )
     assert content(tmp_path / "data") == content(built_study)
+
+
+def test_what_a_killed_build_had_begun_to_write_in_its_place_is_swept_away(recipe: Path, tmp_path: Path) -> None:
+    (tmp_path / ".dataset.json.0f3a.tmp").write_bytes(b"half of it")
+    (tmp_path / "notes.tmp").write_bytes(b"my own")
+    with claimed(Layout(tmp_path), load_recipe(str(recipe))):
+        assert sorted(path.name for path in tmp_path.iterdir()) == [".build", "notes.tmp"]

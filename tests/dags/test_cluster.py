@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import datetime
 import ipaddress
+import os
 import re
+import signal
 import sys
 import threading
 from collections.abc import Iterator
@@ -22,6 +24,7 @@ from distributed.comm.core import CommClosedError
 from lumid.catalog.errors import LumidError, RecipeError
 from lumid.dags.cluster import ClusterSettings, open_cluster
 from lumid.dags.remote import kubernetes_spec, security_of, slurm, start_remote
+from lumid.dags.tasks import run_tasks
 from lumid.pipeline.recipe_cluster import (
     AnyCluster,
     KubernetesSettings,
@@ -316,3 +319,19 @@ def _certificate(folder: Path) -> dict[str, str]:
     encoding, style = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8
     paths.key.write_bytes(key.private_bytes(encoding, style, serialization.NoEncryption()))
     return {"tls_ca": str(paths.cert), "tls_cert": str(paths.cert), "tls_key": str(paths.key)}
+
+
+def _dies(path: Path, times: int) -> int:
+    """Kills its process, so often."""
+    before = len(path.read_bytes()) if path.exists() else 0
+    with path.open("ab") as file:
+        file.write(b".")
+    if before < times:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return before
+
+
+def test_workers_that_die_of_something_else_do_not_end_what_cannot_be_taken_apart(tmp_path: Path) -> None:
+    with open_cluster(ClusterSettings(workers=1), tmp_path / "dask") as client:
+        ((name, died),) = run_tasks(client, [("packing", _dies, (tmp_path / "died", 4))])
+    assert (name, died) == ("packing", 4), "Dask itself gives up after three"
