@@ -11,7 +11,7 @@ from typing import Any
 import duckdb
 import pytest
 
-from tests.crash import CRASH
+from tests.crash import CRASH, crash_at
 from tests.dags.command import content, lumid
 from tests.dicom import as_bytes, gradient, image
 
@@ -44,10 +44,11 @@ def test_an_object_that_kills_its_worker_is_found_and_rejected(study: Path, tmp_
     """A decoder that crashes takes the process with it; here the process is killed when it reads a marked file."""
     source = tmp_path / "source"
     source.mkdir()
-    for path in sorted(study.glob("0[01]-0[0-2].dcm")):
+    for path in sorted(study.glob("0[01]-0[0-4].dcm")):
         (source / path.name).write_bytes(path.read_bytes())
-    data = image(gradient(), SOPInstanceUID="1.9.1", SeriesInstanceUID="1.2.0", StudyDescription="POISON")
-    (source / "poison").write_bytes(as_bytes(data))
+    for name, uid in (("poison", "1.9.1"), ("poison too", "1.9.2")):
+        data = image(gradient(), SOPInstanceUID=uid, SeriesInstanceUID="1.2.0", StudyDescription="POISON")
+        (source / name).write_bytes(as_bytes(data))
     (tmp_path / "site").mkdir()
     (tmp_path / "site" / "sitecustomize.py").write_text(CRASH)
     (tmp_path / "r.toml").write_text('name = "r"\n[[sources]]\nkind = "folder"\npath = "source"\nnames = "plain"\n')
@@ -56,10 +57,10 @@ def test_an_object_that_kills_its_worker_is_found_and_rejected(study: Path, tmp_
     done = lumid("build", tmp_path / "r.toml", "--out", tmp_path / "data", "--json", "--log", log, PYTHONPATH=path)
     assert done.returncode == 0, done.stderr
     facts: dict[str, Any] = json.loads(done.stdout)
-    assert facts["rejects"] == {"decoder_crash": 1}
-    assert facts["counts"]["kept"] == 6
+    assert facts["rejects"] == {"decoder_crash": 2}
+    assert facts["counts"]["kept"] == 10
     rejected = duckdb.sql(f"select source_id from '{tmp_path}/data/rejects/*.parquet' order by 1").fetchall()
-    assert rejected == [("poison",)]
+    assert rejected == [("poison",), ("poison too",)]
     told = [json.loads(line) for line in log.read_text().splitlines()]
     lost = [line for line in told if line["event"] == "worker_lost"]
     assert len(lost) >= 3
@@ -67,7 +68,7 @@ def test_an_object_that_kills_its_worker_is_found_and_rejected(study: Path, tmp_
     suspected = {line["batch"] for line in told if line["event"] == "batch_suspected"}
     assert suspected
     assert suspected <= {task for line in lost for task in line["tasks"]}
-    assert [line["objects"] for line in told if line["event"] == "objects_poisoned"] == [1]
+    assert [line["objects"] for line in told if line["event"] == "objects_poisoned"] == [2]
     assert "poison" not in log.read_text().replace("objects_poisoned", "")
 
 
@@ -96,18 +97,6 @@ def test_what_runs_beside_an_object_that_kills_its_worker_is_not_blamed(study: P
     assert facts["counts"]["kept"] == 24
 
 
-SCAN_CRASH = """
-import os
-from lumid.pipeline import scan
-_sniff = scan.sniff
-def sniff(data):
-    if b"POISON" in data:
-        os.kill(os.getpid(), 9)
-    return _sniff(data)
-scan.sniff = sniff
-"""
-
-
 @pytest.mark.slow
 def test_an_object_that_kills_whoever_scans_it_is_rejected(study: Path, tmp_path: Path) -> None:
     source = tmp_path / "source"
@@ -116,7 +105,7 @@ def test_an_object_that_kills_whoever_scans_it_is_rejected(study: Path, tmp_path
         (source / path.name).write_bytes(path.read_bytes())
     (source / "poison").write_bytes(as_bytes(image(gradient(), SOPInstanceUID="1.9.1", StudyDescription="POISON")))
     (tmp_path / "site").mkdir()
-    (tmp_path / "site" / "sitecustomize.py").write_text(SCAN_CRASH)
+    (tmp_path / "site" / "sitecustomize.py").write_text(crash_at("scan", "sniff"))
     (tmp_path / "r.toml").write_text('name = "r"\n[[sources]]\nkind = "folder"\npath = "source"\nnames = "plain"\n')
     path = os.pathsep.join([str(tmp_path / "site"), str(ROOT)])
     done = lumid("build", tmp_path / "r.toml", "--out", tmp_path / "data", "--json", PYTHONPATH=path)
