@@ -102,6 +102,7 @@ def open_cluster(settings: ClusterSettings, scratch: Path, waiting: Waiting | No
     """
     config = {
         "distributed.scheduler.allowed-failures": 2,
+        "distributed.scheduler.worker-saturation": 1.0,
         "distributed.worker.memory.spill": False,
         "distributed.worker.memory.target": False,
         "distributed.comm.timeouts.connect": "15s",

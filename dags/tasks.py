@@ -9,9 +9,10 @@ from concurrent.futures import CancelledError
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from queue import Empty, SimpleQueue
 from typing import Any, Protocol, TypeVar
 
-from distributed import Client, as_completed, get_worker
+from distributed import Client, Future, get_worker
 from distributed.scheduler import KilledWorker
 
 from lumid.catalog.errors import LumidError
@@ -23,7 +24,8 @@ from lumid.pipeline import traffic
 from lumid.pipeline.reject import internal_error
 from lumid.pipeline.traffic import Traffic
 
-IN_FLIGHT_PER_SLOT = 2
+COUNT_EVERY_S = 2.0
+"""How often it is asked how many workers there are: they come and go while tasks run."""
 ROUNDS = 3
 """How often Dask may give up with a task, after three workers each time, that nobody can take apart."""
 T = TypeVar("T")
@@ -70,50 +72,48 @@ def run_tasks(
 ) -> Iterator[tuple[str, Any]]:
     """Run tasks of (name, function, arguments) and yield (name, result) as they finish.
 
-    Only so many are handed out as keep every worker busy, so neither the scheduler nor memory grows with the plan. A
-    task that keeps killing its worker goes to ``on_killed`` when no other runs any more: with a worker all its tasks die, so
-    that which of them was guilty can only be found out alone. Without ``on_killed`` it is tried anew. Raises :class:`LumidError` for the first that fails.
+    One is handed out when there is a place for it: neither the scheduler nor memory grows with the plan, none waits at
+    a worker while another is idle, and workers that come later are given some. A task that keeps killing its worker goes
+    to ``on_killed`` when no other runs any more: with a worker all its tasks die, so that which of them was guilty can
+    only be found out alone. Without ``on_killed`` it is tried anew. Raises :class:`LumidError` for the first that fails.
     """
     queue = iter(tasks)
-    window = IN_FLIGHT_PER_SLOT * slots(client)
-    running = as_completed(loop=client.loop)
-    given: dict[str, Task] = {}
+    ended: SimpleQueue[Future[Told]] = SimpleQueue()
+    running: dict[str, tuple[Task, Future[Told]]] = {}
     rounds: Counter[str] = Counter()
     killed: list[str] = []
 
-    def submit(again: Task | None = None) -> bool:
-        task = again or next(queue, None)
-        if task is None:
-            return False
+    def submit(task: Task) -> None:
         name, function, arguments = task
+        kind = function.__name__.removesuffix("_task")  # by which Dask's dashboard and metrics count
+        key = f"{kind}-{name}-{time.monotonic_ns()}"
         topic = watch.topic if watch else ""
-        future = client.submit(
-            _told, topic, name, function, *arguments, key=f"{name}-{time.monotonic_ns()}", pure=False
-        )
-        given[str(future.key)] = task
+        future = client.submit(_told, topic, name, function, *arguments, key=key, pure=False)
+        running[key] = task, future
         if watch:
             watch.given(name)
-        running.add(future)
-        return True
+        future.add_done_callback(ended.put)
 
+    places = _Places(client)
     try:
-        for _ in range(window):
-            if not submit():
+        while True:
+            while len(running) < places.count() and (task := next(queue, None)) is not None:
+                submit(task)
+            if not running:
                 break
-        for future in running:
-            task = given.pop(str(future.key))
+            try:
+                future = ended.get(timeout=COUNT_EVERY_S)
+            except Empty:
+                continue
+            task, _ = running.pop(str(future.key))
             name = task[0]
             try:
                 told = future.result()
-                result = told.result
-                if watch:
-                    watch.ended(name, told)
             except KilledWorker:
                 future.release()
                 rounds[name] += 1
                 if on_killed is not None:
                     killed.append(name)
-                    submit()
                 elif rounds[name] < ROUNDS:  # workers may die of something else than what they do
                     submit(task)
                 else:
@@ -123,18 +123,32 @@ def run_tasks(
                 continue
             except CancelledError:  # nobody here cancels: its scheduler is gone
                 raise LumidError(GONE) from None
+            if watch:
+                watch.ended(name, told)
             future.release()
-            if isinstance(result, Failure):
-                raise LumidError(result.message)
-            submit()
-            yield name, result
+            if isinstance(told.result, Failure):
+                raise LumidError(told.result.message)
+            yield name, told.result
         for name in killed:
             assert on_killed is not None
             yield name, on_killed(name)
     finally:
-        for future in list(running.futures):
+        for _, future in running.values():
             with suppress(Exception):
                 future.cancel()
+
+
+class _Places:
+    """How many tasks the cluster runs at once; counted anew now and then, for workers come and go."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+        self._known, self._counted = slots(client), time.monotonic()
+
+    def count(self) -> int:
+        if time.monotonic() - self._counted >= COUNT_EVERY_S:
+            self._known, self._counted = slots(self._client), time.monotonic()
+        return self._known
 
 
 def _told(topic: str, name: str, function: Callable[..., Any], *arguments: Any) -> Told:

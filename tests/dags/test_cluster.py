@@ -9,7 +9,8 @@ import re
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,7 +19,7 @@ from typing import Any
 import dask
 import psutil
 import pytest
-from distributed import LocalCluster
+from distributed import Client, LocalCluster
 from distributed.comm.core import CommClosedError
 
 from lumid.catalog.errors import LumidError, RecipeError
@@ -335,3 +336,31 @@ def test_workers_that_die_of_something_else_do_not_end_what_cannot_be_taken_apar
     with open_cluster(ClusterSettings(workers=1), tmp_path / "dask") as client:
         ((name, died),) = run_tasks(client, [("packing", _dies, (tmp_path / "died", 4))])
     assert (name, died) == ("packing", 4), "Dask itself gives up after three"
+
+
+def timed_task(seconds: float) -> tuple[float, float]:
+    """When it begins, and when it ends."""
+    begun = time.time()
+    time.sleep(seconds)
+    return begun, time.time()
+
+
+def _at_once(times: Sequence[tuple[float, float]]) -> int:
+    """The most that ran at the same time."""
+    return max(sum(begun <= at < ended for begun, ended in times) for at, _ in times)
+
+
+def test_workers_that_come_later_are_given_tasks_and_none_waits_at_one_that_is_busy() -> None:
+    tasks = [(f"batch{number}", timed_task, (0.5,)) for number in range(24)]
+    with (
+        LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address=None, host="127.0.0.1") as cluster,
+        Client(cluster, set_as_default=False) as client,
+    ):
+        stream = run_tasks(client, tasks)
+        times = [next(stream)[1]]
+        assert len(cluster.scheduler.tasks) <= 2, "of one worker with one place: what runs, and what has just ended"
+        cluster.scale(4)
+        times += [found for _, found in stream]
+        prefixes = set(cluster.scheduler.task_prefixes)
+    assert _at_once(times) == 4
+    assert prefixes == {"timed"}, "Dask counts by what tasks do, however many there are"
