@@ -532,7 +532,7 @@ def join_ms(image: Template, samples: int) -> float:
             source = open_source(recipe, 0, keyer)
             cut = divide(batch, {0: 4})
             for piece in cut:
-                write_piece(piece_file(folder, piece), ingest_piece(piece, source, recipe, keyer))
+                write_piece(piece_file(folder, piece), piece, ingest_piece(piece, source, recipe, keyer))
             source.close()
         begin = time.perf_counter()
         joined = join_task(recipe, cut, folder, folder)
