@@ -29,13 +29,18 @@ GO_ON = "run the same `lumid build` again: what is finished is kept"
 
 @dataclass(frozen=True, slots=True)
 class Running:
-    """A task that a worker is busy with: a batch of so many ``series``, or something else, then None."""
+    """A task that a worker is busy with: a batch of so many ``series``, a ``piece`` of one, or something else."""
 
     task: str
     series: int | None
     worker: str
     since: float
     attempt: int
+
+    @property
+    def piece(self) -> bool:
+        """Whether it is a piece of a batch that several workers share."""
+        return "-piece-" in self.task
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +55,8 @@ class Rate:
 class Status:
     """The state of a build: ``finished``, ``running`` or ``stopped``, and how far it is.
 
-    ``phase_done`` of ``phase_total`` counts the units of the phase: objects, bytes, or files. ``seconds`` are those of
+    ``phase_done`` of ``phase_total`` counts the units of the phase: objects, bytes, or files. ``pieces_done``, in this
+    run, of batches that several workers share and that are not put together yet. ``seconds`` are those of
     this run, up to now or to its last word. ``requests`` and ``cost`` are of all runs of this build. Times are seconds
     since 1970. ``why``: why a build stopped, as far as it could say; ``advice``: what to do.
     """
@@ -69,6 +75,7 @@ class Status:
     rejects: Mapping[str, int] = field(default_factory=dict)
     phase_done: int = 0
     phase_total: int = 0
+    pieces_done: int = 0
     running: Sequence[Running] = ()
     workers: int = 0
     workers_lost: int = 0
@@ -111,7 +118,8 @@ def status(root: AnyPath) -> Status:
         phase=run.phase or (STARTING if running and not state["batches"] else state["phase"]),
         batches_done=len(counts),
         batches=state["batches"],
-        objects_done=sum(one.objects for one in counts),
+        objects_done=sum(one.objects for one in counts)
+        + sum(objects for batch in run.pieces.values() for objects in batch),
         objects=state.get("objects", 0),
         planned=sum(one.frames for one in counts),
         kept=sum(one.kept for one in counts),
@@ -120,6 +128,7 @@ def status(root: AnyPath) -> Status:
         rejects=dict(total.most_common()),
         phase_done=run.phase_done,
         phase_total=run.phase_total,
+        pieces_done=sum(map(len, run.pieces.values())),
         running=tuple(sorted((_with_series(one, series) for one in run.running.values()), key=lambda one: one.since)),
         workers=run.workers if running else 0,
         workers_lost=run.workers_lost,
@@ -204,6 +213,7 @@ class _Run:
     message: str | None = None
     running: dict[str, Running] = field(default_factory=dict)
     batches: dict[str, _Batch] = field(default_factory=dict)
+    pieces: dict[str, list[int]] = field(default_factory=dict)  # of a batch that has no part yet: their objects
     done: list[_Batch] = field(default_factory=list)
     traffic: list[Traffic] = field(default_factory=list)
 
@@ -258,7 +268,11 @@ class _Run:
                 values = (said[name] for name in ("objects", "frames", "kept", "rejected", "rejects", "bytes"))
                 self.batches[said["batch"]] = one = _Batch(event.time, *values)
                 self.done.append(one)
-                self.phase_done += one.objects if self.phase == "ingest" else 0
+                ahead = sum(self.pieces.pop(said["batch"], ()))
+                self.phase_done += one.objects - ahead if self.phase == "ingest" else 0
+            case "piece_done":
+                self.pieces.setdefault(said["batch"], []).append(said["objects"])
+                self.phase_done += said["objects"]
             case "build_failed" | "build_stopped":
                 self.ended, self.message = event.name, said.get("message")
             case _:

@@ -45,10 +45,9 @@ def _lines(found: Status, now: float, bar: bool) -> Iterator[tuple[str, Renderab
     if found.state != "finished":
         yield "phase", _phase(found, bar)
     if found.batches:
-        yield (
-            "batches",
-            f"{found.batches_done:,} of {found.batches:,}, {found.objects_done:,} of {found.objects:,} objects",
-        )
+        pieces = f" and {_many(found.pieces_done, 'piece')} of long series" if found.pieces_done else ""
+        objects = f"{found.objects_done:,} of {found.objects:,} objects"
+        yield "batches", f"{found.batches_done:,} of {found.batches:,}{pieces}, {objects}"
     yield "frames", f"planned {found.planned:,} = kept {found.kept:,} + rejected {found.rejected:,}"
     if found.rejects:
         yield "rejected", _codes(found)
@@ -93,15 +92,18 @@ def _codes(found: Status) -> str:
 
 def _running(found: Status, now: float) -> str:
     batches = [one for one in found.running if one.series is not None]
-    others = len(found.running) - len(batches)
+    pieces = sum(one.piece for one in found.running)
+    others = len(found.running) - len(batches) - pieces
     workers = len({one.worker for one in found.running})
     what = []
     if batches:
         what.append(
             f"{_many(len(batches), 'batch', 'batches')} with {sum(one.series or 0 for one in batches):,} series"
         )
+    if pieces:
+        what.append(f"{_many(pieces, 'piece')} of long series")
     if others:
-        what.append(_many(others, "other task" if batches else "task"))
+        what.append(_many(others, "other task" if what else "task"))
     where = f" on {_many(workers, 'worker')}"
     return " and ".join(what) + where + (_oldest(found.running[0], now) if found.state == "running" else "")
 

@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 
 from lumid.catalog.layout import Layout, Manifest, read_manifest
-from lumid.catalog.paths import sizes
+from lumid.catalog.paths import AnyPath, data_path, sizes
 from lumid.catalog.verify import verify
 from lumid.dags import ingesting
 from lumid.dags.build import build
@@ -19,7 +19,7 @@ from lumid.dags.cluster import ClusterSettings
 from lumid.dags.progress import BuildProgress
 from lumid.pipeline.recipe import IdcSettings, Recipe, ShardSettings
 from tests.crash import CRASH
-from tests.dags.command import content
+from tests.dags.command import content, stored
 from tests.dicom import as_bytes, gradient, image
 from tests.fake_idc import Contents, FakeIdc, fake_idc
 from tests.pipeline.test_pieces import loop
@@ -48,6 +48,7 @@ def contents() -> Contents:
     return held
 
 
+_piece_done = BuildProgress.piece_done
 FAILING: set[str] = set()
 """Objects of these series are refused."""
 
@@ -81,7 +82,7 @@ def recipe(archive: FakeIdc, **fetch: Any) -> Recipe:
     return Recipe(name="loops", sources=(source,), shards=shards, fetch=archive.settings(**fetch))
 
 
-def run(archive: FakeIdc, out: Path, log: Path | None = None, **fetch: Any) -> Manifest:
+def run(archive: FakeIdc, out: AnyPath, log: Path | None = None, **fetch: Any) -> Manifest:
     progress = BuildProgress(Console(quiet=True))
     with progress:
         if log is not None:
@@ -99,10 +100,9 @@ def events(log: Path, event: str) -> list[dict[str, Any]]:
 def stop_after(pieces: int, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The ids of pieces that are done, up to when the build is stopped."""
     done: list[str] = []
-    piece_done = BuildProgress.piece_done
 
     def stop(self: BuildProgress, *given: Any) -> None:
-        piece_done(self, *given)
+        _piece_done(self, *given)
         done.append(given[0].id)
         if len(done) == pieces:
             raise KeyboardInterrupt
@@ -143,8 +143,7 @@ def test_a_stopped_build_goes_on_with_the_pieces_it_has(
         run(archive, out)
     there = {name.removesuffix(".parquet") for name in sizes(Layout(out).pieces)}
     assert {*done} <= there
-    monkeypatch.undo()
-    monkeypatch.setattr(ingesting, "PIECE_BYTES", SMALL)
+    monkeypatch.setattr(BuildProgress, "piece_done", _piece_done)
     run(archive, out, tmp_path / "log")
     assert content(out) == content(whole)
     again = {
@@ -152,6 +151,24 @@ def test_a_stopped_build_goes_on_with_the_pieces_it_has(
     }
     assert again
     assert not again & there
+
+
+def test_pieces_in_a_store_are_gone_on_with_and_removed(
+    archive: FakeIdc, whole: Path, cut: None, bucket: tuple[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done = stop_after(3, monkeypatch)
+    out = data_path(f"s3://{bucket[0]}/data")
+    with pytest.raises(KeyboardInterrupt):
+        run(archive, out)
+    there = {name.removesuffix(".parquet") for name in sizes(Layout(out).pieces)}
+    assert {*done} <= there
+    monkeypatch.setattr(BuildProgress, "piece_done", _piece_done)
+    run(archive, out, tmp_path / "log")
+    assert stored(str(out)) == content(whole)
+    made = {f"{one['batch']}-piece-{one['piece']}-of-{one['pieces']}" for one in events(tmp_path / "log", "piece_done")}
+    assert made
+    assert not made & there
+    assert not [name for name in sizes(out) if name.startswith(".build")]
 
 
 def test_what_pieces_lack_is_fetched_when_a_build_goes_on(
@@ -164,8 +181,7 @@ def test_what_pieces_lack_is_fetched_when_a_build_goes_on(
             run(archive, tmp_path / "data")
     finally:
         FAILING.clear()
-    monkeypatch.undo()
-    monkeypatch.setattr(ingesting, "PIECE_BYTES", SMALL)
+    monkeypatch.setattr(BuildProgress, "piece_done", _piece_done)
     assert len(sizes(Layout(tmp_path / "data").pieces)) >= 3
     manifest = run(archive, tmp_path / "data")
     assert manifest.rejects == {"duplicate_instance": 1}

@@ -282,6 +282,33 @@ def test_rates_and_what_was_going_on(tmp_path: Path) -> None:
         assert words in text
 
 
+def test_pieces_count_until_their_batch_does(tmp_path: Path) -> None:
+    made = MadeUp(tmp_path / "data", 10)
+    made.tell(0, "build_begun")
+    made.tell(1, "cluster_joined", workers=2, dashboard=None)
+    made.tell(10, "phase_begun", phase="ingest", done=0, total=100)
+    for number in (0, 1, 2):
+        facts = {
+            "batch": made.ids[0],
+            "piece": number,
+            "pieces": 4,
+            "worker": "tcp://a:1",
+            "attempt": 1,
+            "seconds": 9.0,
+        }
+        made.tell(20 + number, "piece_done", **facts, objects=3)
+    made.tell(23, "task_begun", task=f"{made.ids[0]}-piece-3-of-4", worker="tcp://a:1", attempt=1)
+    made.tell(24, "task_begun", task=made.ids[1], worker="tcp://b:1", attempt=1)
+    found = made.status()
+    assert (found.batches_done, found.pieces_done, found.objects_done, found.phase_done) == (0, 3, 9, 9)
+    text = shown(found)
+    assert "0 of 10 and 3 pieces of long series, 9 of 100 objects" in text
+    assert "1 batch with 3 series and 1 piece of long series on 2 workers" in text
+    made.done(30, 0)
+    found = made.status()
+    assert (found.batches_done, found.pieces_done, found.objects_done, found.phase_done) == (1, 0, 10, 10)
+
+
 def test_public_archives_cost_the_reader_nothing(tmp_path: Path) -> None:
     traffic = [
         Traffic("idc-aws", "get", "ok", 10**6, 10**12),
