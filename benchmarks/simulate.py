@@ -53,8 +53,8 @@ class Price:
 
 PRICES = {
     "core": Price(0.34 / 8, "an hour of a vCPU", "AWS, EC2 Auto Scaling user guide, price table of an example: c5.2xlarge on demand, US East, 0.34 an hour (read 2026-11)", True),
-    "get": Price(0.0004 / 1000, "a GET", "S3 Standard, US East; not confirmed", False),
-    "put": Price(0.005 / 1000, "a PUT or LIST", "S3 Standard, US East; not confirmed", False),
+    "get": Price(0.0004 / 1000, "a GET", "S3 Standard, US East, as Infracost reads Amazon's price list (its s3_bucket test, read 2026-11)", True),
+    "put": Price(0.005 / 1000, "a PUT or LIST", "as above", True),
     "egress": Price(0.0, "a GB out of the archive", "IDC's documentation: the public buckets give without a fee", True),
 }  # fmt: skip
 
