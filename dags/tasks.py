@@ -85,8 +85,7 @@ def run_tasks(
 
     def submit(task: Task) -> None:
         name, function, arguments = task
-        kind = function.__name__.removesuffix("_task")  # by which Dask's dashboard and metrics count
-        key = f"{kind}-{name}-{time.monotonic_ns()}"
+        key = _key(name, function)
         topic = watch.topic if watch else ""
         future = client.submit(_told, topic, name, function, *arguments, key=key, pure=False)
         running[key] = task, future
@@ -136,6 +135,20 @@ def run_tasks(
         for _, future in running.values():
             with suppress(Exception):
                 future.cancel()
+
+
+def _key(name: str, function: Callable[..., Any]) -> str:
+    """A task's name for Dask, used once. Dashboard and metrics count by how it begins: by what the task does."""
+    return f"{function.__name__.removesuffix('_task')}-{name}-{time.monotonic_ns()}"
+
+
+def name_of(key: object) -> str:
+    """The name of a task, by Dask's name for it; of what is none of ours, anything.
+
+    >>> name_of("ingest-5bc1e7-piece-0-of-2-81362")
+    '5bc1e7-piece-0-of-2'
+    """
+    return str(key).partition("-")[2].rpartition("-")[0]
 
 
 class _Places:

@@ -14,6 +14,7 @@ from distributed import Client
 
 from lumid.dags.events import EventLog
 from lumid.dags.metrics import shown_by_scheduler
+from lumid.dags.tasks import name_of
 
 if TYPE_CHECKING:
     from lumid.dags.progress import BuildProgress
@@ -63,7 +64,7 @@ class TaskWatch:
         if action == "add-worker":
             self._events.tell("worker_joined", worker=said.get("worker"))
         elif action == "remove-worker" and not said.get("expected"):
-            tasks = [str(key).rpartition("-")[0] for key in said.get("processing-tasks", ())]
+            tasks = [name_of(key) for key in said.get("processing-tasks", ())]
             with self._lock:  # a worker that dies at once may not have said what it had begun with
                 lost = [name for name in tasks if name in self._given]  # others' tasks have names of their own
                 for name in lost:
