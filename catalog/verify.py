@@ -59,7 +59,7 @@ def verify(
     hold the rows of two shards each. Of one in a store everything is fetched, two shards a thread at a time. Raises :class:`~lumid.catalog.errors.DatasetError` when there is nothing to verify:
     no ``dataset.json``, or one of another format.
 
-    >>> verify(Path("demo-data")).sound  # doctest: +SKIP
+    >>> verify(DATASET).sound
     True
     """
     started = time.monotonic()

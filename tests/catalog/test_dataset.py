@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import doctest
-import importlib
 import sys
 import threading
 from collections.abc import Sequence
@@ -16,26 +14,7 @@ from lumid.catalog.errors import DatasetError, UsageError
 from lumid.catalog.query import read_catalog
 from lumid.catalog.schema import CATALOG
 from lumid.catalog.shards import read_range
-from tests.catalog.sound import make_sound
 from tests.factory import make_dataset
-
-
-@pytest.mark.parametrize(
-    "module", ["dataset", "subset", "filters", "mistakes", "query", "places", "show", "strip", "extract", "images"]
-)
-def test_examples_in_docstrings_run(tmp_path: Path, module: str) -> None:
-    built = make_sound(tmp_path / "ds", n=40)
-    found = importlib.import_module(f"lumid.catalog.{module}")
-    names = {
-        "DATASET": built,
-        "FOLDER": tmp_path,
-        "lumid": lumid,
-        "ds": lumid.open(built),
-        "read_catalog": read_catalog,
-    }
-    done = doctest.testmod(found, extraglobs=names, verbose=False)
-    assert done.failed == 0
-    assert done.attempted > 0
 
 
 def test_read_gives_the_image_in_its_unit_and_its_whole_row(built: Path) -> None:
