@@ -12,6 +12,7 @@ from pathlib import Path
 
 import dask
 from distributed import Client, Worker
+from distributed.client import ClosedClientError
 from distributed.comm.core import CommClosedError
 from distributed.diagnostics.plugin import WorkerPlugin
 
@@ -138,6 +139,8 @@ def _told_when_lost() -> Iterator[None]:
     """Whatever is asked of a scheduler that is gone fails in one line; what waits for tasks says it by itself."""
     try:
         yield
+    except ClosedClientError:
+        raise LumidError(GONE) from None
     except OSError as error:
         if isinstance(error, CommClosedError) or str(error).startswith("Timed out trying to connect to"):
             raise LumidError(GONE) from None

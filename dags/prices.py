@@ -22,7 +22,7 @@ PRICES = {
     "gs": Price(get=0.0004, put=0.005, gigabyte_out=0.12),
     "az": Price(get=0.00044, put=0.0055, gigabyte_out=0.087),
 }
-"""By the scheme of a store's address: Amazon us-east-1, Google us-east1, Azure East US hot; the first tier of each."""
+"""By the scheme of a store's address: Amazon us-east-1, Google us-east1, Azure West US hot; the first tier of each."""
 PROVIDERS = {"idc-aws": "s3", "idc-google": "gs"}
 """Public buckets that are read anonymously: whoever keeps them pays."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from types import TracebackType
@@ -63,7 +63,7 @@ class BuildProgress:
         self._started = self._said = time.monotonic()
         self._slices = self._bytes = self._kept = self._rejected = 0
         self._earlier_rejected = 0
-        self._ahead: Counter[str] = Counter()
+        self._ahead: defaultdict[str, dict[int, int]] = defaultdict(dict)
 
     def __enter__(self) -> BuildProgress:
         self._bars.__enter__()
@@ -147,7 +147,7 @@ class BuildProgress:
         self._rejected += account.rejected
         seconds = max(time.monotonic() - self._started, 1e-9)
         self._advance(
-            batch.objects - self._ahead.pop(batch.id, 0),
+            batch.objects - sum(self._ahead.pop(batch.id, {}).values()),
             f"{self._slices / seconds:,.0f} slices/s · {self._bytes / 1e6 / seconds:,.1f} MB/s · "
             f"{self._rejected + self._earlier_rejected:,} rejected",
         )
@@ -159,8 +159,9 @@ class BuildProgress:
             "piece_done", batch=piece.batch.id, piece=piece.number, pieces=piece.pieces, worker=worker, attempt=attempt,
             seconds=seconds, objects=objects,
         )  # fmt: skip
-        self._ahead[piece.batch.id] += objects
-        self._advance(objects, f"a piece of {piece.pieces} of a long series")
+        before = self._ahead[piece.batch.id].get(piece.number, 0)  # of which something was lacking: made again
+        self._ahead[piece.batch.id][piece.number] = objects
+        self._advance(objects - before, f"a piece of {piece.pieces} of a long series")
 
     def checked(self, done: int, total: int) -> None:
         """So many bytes of what is there already have been checked."""

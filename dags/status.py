@@ -104,10 +104,12 @@ def status(root: AnyPath) -> Status:
         return _finished(layout)
     state = read_state(layout)
     run = _Run.of(read_events(layout.log))
-    counts = _counts(layout, state.get("batch_ids", []), run)
+    batches = _batches(layout, state.get("batch_ids", []), run)
+    counts = list(batches.values())
     total = Counter[str]()
     for one in counts:
         total.update(one.rejects)
+    pieces = [run.pieces.get(batch, {}) for batch in state.get("batch_ids", []) if batch not in batches]
     series = dict(zip(state.get("batch_ids", []), state.get("batch_series", []), strict=False))
     now = time.time() if running else (run.last_word or changed_at(layout.state) or time.time())
     seconds = max(0.0, now - (run.begun or now))
@@ -118,8 +120,7 @@ def status(root: AnyPath) -> Status:
         phase=run.phase or (STARTING if running and not state["batches"] else state["phase"]),
         batches_done=len(counts),
         batches=state["batches"],
-        objects_done=sum(one.objects for one in counts)
-        + sum(objects for batch in run.pieces.values() for objects in batch),
+        objects_done=sum(one.objects for one in counts) + sum(sum(objects.values()) for objects in pieces),
         objects=state.get("objects", 0),
         planned=sum(one.frames for one in counts),
         kept=sum(one.kept for one in counts),
@@ -128,7 +129,7 @@ def status(root: AnyPath) -> Status:
         rejects=dict(total.most_common()),
         phase_done=run.phase_done,
         phase_total=run.phase_total,
-        pieces_done=sum(map(len, run.pieces.values())),
+        pieces_done=sum(map(len, pieces)),
         running=tuple(sorted((_with_series(one, series) for one in run.running.values()), key=lambda one: one.since)),
         workers=run.workers if running else 0,
         workers_lost=run.workers_lost,
@@ -213,7 +214,7 @@ class _Run:
     message: str | None = None
     running: dict[str, Running] = field(default_factory=dict)
     batches: dict[str, _Batch] = field(default_factory=dict)
-    pieces: dict[str, list[int]] = field(default_factory=dict)  # of a batch that has no part yet: their objects
+    pieces: dict[str, dict[int, int]] = field(default_factory=dict)  # of a batch that is not done: their objects
     done: list[_Batch] = field(default_factory=list)
     traffic: list[Traffic] = field(default_factory=list)
 
@@ -268,11 +269,13 @@ class _Run:
                 values = (said[name] for name in ("objects", "frames", "kept", "rejected", "rejects", "bytes"))
                 self.batches[said["batch"]] = one = _Batch(event.time, *values)
                 self.done.append(one)
-                ahead = sum(self.pieces.pop(said["batch"], ()))
+                ahead = sum(self.pieces.pop(said["batch"], {}).values())
                 self.phase_done += one.objects - ahead if self.phase == "ingest" else 0
             case "piece_done":
-                self.pieces.setdefault(said["batch"], []).append(said["objects"])
-                self.phase_done += said["objects"]
+                pieces = self.pieces.setdefault(said["batch"], {})
+                before = pieces.get(said["piece"], 0)  # of which something was lacking: made again
+                pieces[said["piece"]] = said["objects"]
+                self.phase_done += said["objects"] - before
             case "build_failed" | "build_stopped":
                 self.ended, self.message = event.name, said.get("message")
             case _:
@@ -301,15 +304,15 @@ class _Run:
         return round((self.phase_total - self.phase_done) * (now - self.phase_begun) / made, 1)
 
 
-def _counts(layout: Layout[AnyPath], batches: Sequence[str], run: _Run) -> list[_Batch]:
+def _batches(layout: Layout[AnyPath], batches: Sequence[str], run: _Run) -> dict[str, _Batch]:
     """What has become of the batches that have a part: by the log, and by the parts where it does not know of them."""
     there = _names(layout.parts)
-    found = []
+    found = {}
     for batch in batches:
         if f"{batch}.parquet" in there:
             again = f"{batch}-1.parquet" in there  # series that were tried again take the place of what they were
             known = None if again else run.batches.get(batch)
-            found.append(known or _read(layout, batch, there))
+            found[batch] = known or _read(layout, batch, there)
     return found
 
 

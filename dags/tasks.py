@@ -77,44 +77,21 @@ def run_tasks(
     to ``on_killed`` when no other runs any more: with a worker all its tasks die, so that which of them was guilty can
     only be found out alone. Without ``on_killed`` it is tried anew. Raises :class:`LumidError` for the first that fails.
     """
-    queue = iter(tasks)
-    ended: SimpleQueue[Future[Told]] = SimpleQueue()
-    running: dict[str, tuple[Task, Future[Told]]] = {}
+    running = _Running(client, iter(tasks), watch)
     rounds: Counter[str] = Counter()
     killed: list[str] = []
-
-    def submit(task: Task) -> None:
-        name, function, arguments = task
-        key = _key(name, function)
-        topic = watch.topic if watch else ""
-        future = client.submit(_told, topic, name, function, *arguments, key=key, pure=False)
-        running[key] = task, future
-        if watch:
-            watch.given(name)
-        future.add_done_callback(ended.put)
-
-    places = _Places(client)
     try:
-        while True:
-            while len(running) < places.count() and (task := next(queue, None)) is not None:
-                submit(task)
-            if not running:
-                break
-            try:
-                future = ended.get(timeout=COUNT_EVERY_S)
-            except Empty:
-                continue
-            task, _ = running.pop(str(future.key))
+        while (ended := running.next()) is not None:
+            task, future = ended
             name = task[0]
             try:
                 told = future.result()
             except KilledWorker:
-                future.release()
                 rounds[name] += 1
                 if on_killed is not None:
                     killed.append(name)
                 elif rounds[name] < ROUNDS:  # workers may die of something else than what they do
-                    submit(task)
+                    running.submit(task)
                 else:
                     raise LumidError(
                         "a task keeps killing its worker: is there enough memory for each? try fewer --workers"
@@ -122,17 +99,63 @@ def run_tasks(
                 continue
             except CancelledError:  # nobody here cancels: its scheduler is gone
                 raise LumidError(GONE) from None
+            finally:
+                future.release()
             if watch:
                 watch.ended(name, told)
-            future.release()
             if isinstance(told.result, Failure):
                 raise LumidError(told.result.message)
+            running.fill()  # whoever asked for it may take some time over the result
             yield name, told.result
         for name in killed:
             assert on_killed is not None
             yield name, on_killed(name)
     finally:
-        for _, future in running.values():
+        running.cancel()
+
+
+class _Running:
+    """The tasks that are handed out: one for each place of the cluster, as long as there are any."""
+
+    def __init__(self, client: Client, tasks: Iterator[Task], watch: Watch | None) -> None:
+        self._client, self._tasks, self._watch = client, tasks, watch
+        self._running: dict[str, tuple[Task, Future[Told]]] = {}
+        self._ended: SimpleQueue[Future[Told]] = SimpleQueue()
+        self._places, self._counted = slots(client), time.monotonic()
+
+    def submit(self, task: Task) -> None:
+        """Hand out a task."""
+        name, function, arguments = task
+        key = _key(name, function)
+        topic = self._watch.topic if self._watch else ""
+        future = self._client.submit(_told, topic, name, function, *arguments, key=key, pure=False)
+        self._running[key] = task, future
+        if self._watch:
+            self._watch.given(name)
+        future.add_done_callback(self._ended.put)
+
+    def fill(self) -> None:
+        """Hand out a task for each place that is free."""
+        if time.monotonic() - self._counted >= COUNT_EVERY_S:
+            self._counted = time.monotonic()
+            with suppress(Exception):  # of a scheduler that is gone, the futures tell
+                self._places = slots(self._client)
+        while len(self._running) < self._places and (task := next(self._tasks, None)) is not None:
+            self.submit(task)
+
+    def next(self) -> tuple[Task, Future[Told]] | None:
+        """The next that has ended; None when all have."""
+        self.fill()
+        while self._running:
+            with suppress(Empty):
+                future = self._ended.get(timeout=COUNT_EVERY_S)
+                return self._running.pop(str(future.key))[0], future
+            self.fill()
+        return None
+
+    def cancel(self) -> None:
+        """End what still runs."""
+        for _, future in self._running.values():
             with suppress(Exception):
                 future.cancel()
 
@@ -149,19 +172,6 @@ def name_of(key: object) -> str:
     '5bc1e7-piece-0-of-2'
     """
     return str(key).partition("-")[2].rpartition("-")[0]
-
-
-class _Places:
-    """How many tasks the cluster runs at once; counted anew now and then, for workers come and go."""
-
-    def __init__(self, client: Client) -> None:
-        self._client = client
-        self._known, self._counted = slots(client), time.monotonic()
-
-    def count(self) -> int:
-        if time.monotonic() - self._counted >= COUNT_EVERY_S:
-            self._known, self._counted = slots(self._client), time.monotonic()
-        return self._known
 
 
 def _told(topic: str, name: str, function: Callable[..., Any], *arguments: Any) -> Told:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import ipaddress
+import itertools
 import os
 import re
 import signal
@@ -23,9 +24,10 @@ from distributed import Client, LocalCluster
 from distributed.comm.core import CommClosedError
 
 from lumid.catalog.errors import LumidError, RecipeError
+from lumid.dags import tasks as running
 from lumid.dags.cluster import ClusterSettings, open_cluster
 from lumid.dags.remote import kubernetes_spec, security_of, slurm, start_remote
-from lumid.dags.tasks import run_tasks
+from lumid.dags.tasks import Task, run_tasks
 from lumid.pipeline.recipe_cluster import (
     AnyCluster,
     KubernetesSettings,
@@ -35,6 +37,7 @@ from lumid.pipeline.recipe_cluster import (
     SshSettings,
 )
 from lumid.pipeline.recipe_files import parse_recipe
+from tests.dags.command import TIMEOUT_S
 
 SLURM = SlurmSettings(
     jobs=2, cores=4, memory_gb=16, interface="lo", queue="short", account="imaging", scratch="/scratch",
@@ -350,17 +353,77 @@ def _at_once(times: Sequence[tuple[float, float]]) -> int:
     return max(sum(begun <= at < ended for begun, ended in times) for at, _ in times)
 
 
-def test_workers_that_come_later_are_given_tasks_and_none_waits_at_one_that_is_busy() -> None:
-    tasks = [(f"batch{number}", timed_task, (0.5,)) for number in range(24)]
+@contextmanager
+def _cluster(workers: int) -> Iterator[tuple[LocalCluster, Client]]:
     with (
-        LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address=None, host="127.0.0.1") as cluster,
+        LocalCluster(n_workers=workers, threads_per_worker=1, dashboard_address=None, host="127.0.0.1") as cluster,
         Client(cluster, set_as_default=False) as client,
     ):
-        stream = run_tasks(client, tasks)
-        times = [next(stream)[1]]
-        assert len(cluster.scheduler.tasks) <= 2, "of one worker with one place: what runs, and what has just ended"
-        cluster.scale(4)
-        times += [found for _, found in stream]
+        yield cluster, client
+
+
+def test_a_task_is_handed_out_for_each_place_and_no_more() -> None:
+    """Nor while what has ended is looked at. A second one would wait at a busy worker while another has nothing to do."""
+    tasks = [(f"b{number}", timed_task, (0.3,)) for number in range(10)]
+    with _cluster(2) as (cluster, client):
+        held, busy = [], []
+        for _ in run_tasks(client, tasks):
+            time.sleep(0.05)
+            held.append(len(cluster.scheduler.tasks))  # with what has ended and was not looked at yet
+            busy += [len(worker.processing) for worker in cluster.scheduler.workers.values()]
         prefixes = set(cluster.scheduler.task_prefixes)
-    assert _at_once(times) == 4
+    assert held[:8] == [2] * 8
+    assert max(busy) == 1
     assert prefixes == {"timed"}, "Dask counts by what tasks do, however many there are"
+
+
+def test_workers_that_come_later_are_given_tasks() -> None:
+    times: list[tuple[float, float]] = []
+    deadline = time.monotonic() + TIMEOUT_S
+
+    def tasks() -> Iterator[Task]:
+        for number in itertools.count():
+            if (times and _at_once(times) == 3) or time.monotonic() > deadline:
+                return
+            yield f"b{number}", timed_task, (0.5,)
+
+    with _cluster(1) as (cluster, client):
+        stream = run_tasks(client, tasks())
+        times.append(next(stream)[1])
+        cluster.scale(3)
+        for _, found in stream:
+            times.append(found)  # one by one: the tasks look at them
+    assert _at_once(times) == 3
+
+
+@pytest.mark.parametrize("away_s", [0.0, 4.0])
+def test_a_scheduler_that_is_lost_while_tasks_run_is_one_line(tmp_path: Path, away_s: float) -> None:
+    """Also when the client has given up looking for it while whoever asked was busy with a result."""
+    tasks = [(f"b{number}", timed_task, (0.3,)) for number in range(200)]
+
+    def lose() -> None:
+        with open_cluster(ClusterSettings(cluster.scheduler_address), tmp_path) as client:
+            client._timeout = 1.0  # after which it gives up
+            for number, _ in enumerate(run_tasks(client, tasks)):
+                if number == 3:
+                    cluster.close()
+                    time.sleep(away_s)
+
+    with _cluster(2) as (cluster, _), pytest.raises(LumidError, match="the Dask scheduler is gone"):
+        lose()
+
+
+def test_a_count_that_fails_does_not_end_the_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The connection by which workers are counted is another than that by which tasks are given."""
+    monkeypatch.setattr(running, "COUNT_EVERY_S", 0.1)
+    tasks = [(f"b{number}", timed_task, (0.2,)) for number in range(8)]
+    with _cluster(2) as (_, client):
+        stream = run_tasks(client, tasks)
+        found = [next(stream)]
+        monkeypatch.setattr(running, "slots", _fails)
+        found += stream
+    assert len(found) == 8
+
+
+def _fails(client: Client) -> int:
+    raise CommClosedError("in a test")

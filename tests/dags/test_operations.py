@@ -287,16 +287,13 @@ def test_pieces_count_until_their_batch_does(tmp_path: Path) -> None:
     made.tell(0, "build_begun")
     made.tell(1, "cluster_joined", workers=2, dashboard=None)
     made.tell(10, "phase_begun", phase="ingest", done=0, total=100)
-    for number in (0, 1, 2):
-        facts = {
-            "batch": made.ids[0],
-            "piece": number,
-            "pieces": 4,
-            "worker": "tcp://a:1",
-            "attempt": 1,
-            "seconds": 9.0,
-        }
-        made.tell(20 + number, "piece_done", **facts, objects=3)
+    facts = {"pieces": 4, "worker": "tcp://a:1", "attempt": 1, "seconds": 9.0, "objects": 3}
+
+    def piece_done(at: float, batch: str, piece: int) -> None:
+        made.tell(at, "piece_done", batch=batch, piece=piece, **facts)
+
+    for number in (0, 1, 2, 1):  # of one something could not be fetched the first time
+        piece_done(20 + number, made.ids[0], number)
     made.tell(23, "task_begun", task=f"{made.ids[0]}-piece-3-of-4", worker="tcp://a:1", attempt=1)
     made.tell(24, "task_begun", task=made.ids[1], worker="tcp://b:1", attempt=1)
     found = made.status()
@@ -307,6 +304,9 @@ def test_pieces_count_until_their_batch_does(tmp_path: Path) -> None:
     made.done(30, 0)
     found = made.status()
     assert (found.batches_done, found.pieces_done, found.objects_done, found.phase_done) == (1, 0, 10, 10)
+    piece_done(31, f"{made.ids[0]}-1", 0)  # series of a batch that has a part already are fetched again
+    found = made.status()
+    assert (found.batches_done, found.pieces_done, found.objects_done) == (1, 0, 10)
 
 
 def test_public_archives_cost_the_reader_nothing(tmp_path: Path) -> None:
