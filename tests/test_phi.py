@@ -219,6 +219,7 @@ def test_a_sanitiser_that_leaks_is_stopped_by_the_gate_and_without_it_found_by_t
     assert "wolfgangus" not in told.stdout.lower() + told.stderr.lower()
 
 
+@pytest.mark.slow
 def test_a_patient_keeps_its_pseudonym_in_another_build_under_the_same_secret(sandbox: Sandbox, tmp_path: Path) -> None:
     seen = []
     for name, collection in (("one", "first"), ("two", "second")):

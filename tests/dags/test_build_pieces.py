@@ -122,6 +122,7 @@ def test_the_same_bytes_as_from_whole_batches(archive: FakeIdc, whole: Path, cut
     assert {line["attempt"] for line in events(log, "batch_done")} == {1}
 
 
+@pytest.mark.slow
 def test_what_a_cache_holds_is_shared(archive: FakeIdc, whole: Path, cut: None, tmp_path: Path) -> None:
     """And not what it does not hold: who reads only some of a series cannot keep it whole."""
     cache, log = str(tmp_path / "cache"), tmp_path / "log"
@@ -153,6 +154,7 @@ def test_a_stopped_build_goes_on_with_the_pieces_it_has(
     assert not again & there
 
 
+@pytest.mark.slow
 def test_pieces_in_a_store_are_gone_on_with_and_removed(
     archive: FakeIdc, whole: Path, cut: None, bucket: tuple[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -171,6 +173,7 @@ def test_pieces_in_a_store_are_gone_on_with_and_removed(
     assert not [name for name in sizes(out) if name.startswith(".build")]
 
 
+@pytest.mark.slow
 def test_what_pieces_lack_is_fetched_when_a_build_goes_on(
     archive: FakeIdc, whole: Path, cut: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -70,6 +70,7 @@ def test_ctrl_c_stops_cleanly_and_the_next_run_goes_on(built_study: Path, recipe
     assert content(out) == content(built_study)
 
 
+@pytest.mark.slow
 def test_an_unfinished_build_of_other_files_is_refused(recipe: Path, study: Path, tmp_path: Path) -> None:
     out = tmp_path / "data"
     process = start("build", recipe, "--out", out, "--workers", "1")

@@ -102,6 +102,7 @@ def is_trainer(pid: int) -> bool:
     return b"pretrain" in Path(f"/proc/{pid}/cmdline").read_bytes()
 
 
+@pytest.mark.slow
 def test_a_failure_of_one_is_one_line_and_ends_all(data: Path, recipe: Path, tmp_path: Path) -> None:
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "file").write_text("not a run")
