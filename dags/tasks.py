@@ -126,7 +126,7 @@ class _Running:
     def submit(self, task: Task) -> None:
         """Hand out a task."""
         name, function, arguments = task
-        key = _key(name, function)
+        key = key_of(name, function)
         topic = self._watch.topic if self._watch else ""
         future = self._client.submit(_told, topic, name, function, *arguments, key=key, pure=False)
         self._running[key] = task, future
@@ -160,7 +160,7 @@ class _Running:
                 future.cancel()
 
 
-def _key(name: str, function: Callable[..., Any]) -> str:
+def key_of(name: str, function: Callable[..., Any]) -> str:
     """A task's name for Dask, used once. Dashboard and metrics count by how it begins: by what the task does."""
     return f"{function.__name__.removesuffix('_task')}-{name}-{time.monotonic_ns()}"
 

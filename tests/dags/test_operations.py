@@ -25,11 +25,14 @@ from lumid.dags.build import build
 from lumid.dags.cli.build import log_to
 from lumid.dags.cluster import ClusterSettings
 from lumid.dags.events import EVENTS, FIELDS, EventLog, read_events
+from lumid.dags.packing import pack_task
 from lumid.dags.prices import cost_of
 from lumid.dags.progress import BuildProgress
 from lumid.dags.state import write_state
 from lumid.dags.status import Status, status
 from lumid.dags.status_view import view
+from lumid.dags.tasks import key_of
+from lumid.dags.watch import TaskWatch
 from lumid.pipeline.parts import PartFiles, finished_parts, read_account
 from lumid.pipeline.recipe_files import load_recipe
 from lumid.pipeline.traffic import Traffic
@@ -280,6 +283,21 @@ def test_rates_and_what_was_going_on(tmp_path: Path) -> None:
     for words in ("stopped (made-up)", "20%, 20 of 100 objects", "blank 4", "2 batches with 6 series on 1 worker", "1 lost",
                   "0.1 slices/s", "2,000 to folder-s3 (2.0 GB)", "$0.18", "no space left", "lumid build"):  # fmt: skip
         assert words in text
+
+
+def test_the_tasks_of_a_lost_worker_are_named(tmp_path: Path) -> None:
+    """And of a scheduler that others use as well, no others."""
+    events, log = EventLog(), tmp_path / "log"
+    tasks = TaskWatch(events)
+    keys = [key_of(name, pack_task) for name in ("5bc1e7-piece-0-of-2", "shard-3", "ended")]
+    for name in ("5bc1e7-piece-0-of-2", "shard-3"):
+        tasks.given(name)
+    with events.writing(log):
+        tasks.heard_of_workers(
+            (0.0, {"action": "remove-worker", "worker": "tcp://a:1", "processing-tasks": [*keys, "sum-1"]})
+        )
+    (line,) = map(json.loads, log.read_text().splitlines())
+    assert (line["event"], line["tasks"]) == ("worker_lost", ["5bc1e7-piece-0-of-2", "shard-3"])
 
 
 def test_pieces_count_until_their_batch_does(tmp_path: Path) -> None:
