@@ -100,7 +100,7 @@ def read_weights(source: Path) -> dict[str, Tensor]:
             f"{source}: holds more than weights, and lumid runs no code from a file; save it again as "
             "torch.save({'model': model.state_dict()}, ...) where you trust it"
         ) from None
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError):
+    except Exception:  # whatever a damaged file makes torch say
         raise UsageError(f"{source}: not a PyTorch checkpoint, or a damaged one") from None
     state = raw.get("model", raw.get("state_dict", raw)) if isinstance(raw, dict) else raw
     if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):

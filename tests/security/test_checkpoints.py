@@ -84,3 +84,12 @@ def test_cut_or_flipped_weights_load_or_are_refused(checkpoint: Path) -> None:
                 said.append(str(error))
     assert len(said) > len(whole) // 6, "what is cut is refused, most of all"
     assert not any("\n" in one for one in said)
+
+
+@pytest.mark.parametrize(
+    "data", [b"\x80\x02.", b"\x80\x02]s.", b"\x80\x02(t\x93.", b"\x80\x02j\x07\0\0\0.", b"PK\x03\x04", b""]
+)
+def test_weights_that_are_none(tmp_path: Path, data: bytes) -> None:
+    """Pickles whose stack is empty, or that are of another kind than their commands need."""
+    (tmp_path / "weights.pth").write_bytes(data)
+    assert refused(lambda: read_weights(tmp_path / "weights.pth"))
