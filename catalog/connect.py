@@ -86,6 +86,9 @@ def _view(
     connection.execute(
         f"CREATE VIEW {name} AS SELECT {', '.join(columns)} FROM read_parquet({_text_list(files)}, {options}){within}"
     )
+    known = connection.execute(f"SELECT column_name, data_type FROM duckdb_columns() WHERE table_name = '{name}'")
+    if dict(known.fetchall()) != {field.name: _sql_type(field.type) for field in schema}:
+        raise duckdb.InvalidInputException("columns of other types")  # told as what it is: of another format
 
 
 def _sql_type(kind: pa.DataType) -> str:

@@ -33,7 +33,18 @@ def explain(error: duckdb.Error, sql: str) -> str:
         return f"no table {table[1]!r}; there are catalog and rejects"
     if isinstance(error, duckdb.PermissionException):
         return "the query may read the tables catalog and rejects and nothing else"
-    return f"the query was not understood: {first}"
+    return f"the query was not understood: {_without_values(first, sql)}"
+
+
+def _without_values(message: str, sql: str) -> str:
+    """DuckDB's words without what they quote of the data: of those in quotes, only the question's own.
+
+    >>> _without_values("Could not convert string 'HEAD' to DOUBLE", "SELECT body_part::DOUBLE FROM catalog")
+    'Could not convert string … to DOUBLE'
+    >>> _without_values("Could not convert string 'x' to INT32", "SELECT 'x'::INTEGER")
+    "Could not convert string 'x' to INT32"
+    """
+    return re.sub(r"'([^']*)'", lambda quoted: quoted[0] if quoted[1] in sql else "…", message)
 
 
 def no_column(name: str, names: Sequence[str]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -240,6 +241,15 @@ def list_tables(place: Place) -> Tables:
 # ---- shards
 
 
+SHARD_NAME = re.compile(r"[A-Za-z0-9._-]{1,64}\.tar")
+
+
+def _check_name(shard: str) -> None:
+    """Names come from a catalog that anyone may have written: none leads out of ``shards/``, and none else is repeated."""
+    if not SHARD_NAME.fullmatch(shard):
+        raise DatasetError("the catalog names a shard that is none of its own; build the data set again")
+
+
 class Shards:
     """The shards of a data set, to read ranges from: local files that stay open, or objects. Threads may share it."""
 
@@ -260,8 +270,7 @@ class Shards:
 
     def read_many(self, shard: str, ranges: Sequence[tuple[int, int]]) -> Iterator[bytes]:
         """Some (offset, length) of a shard, in their order; from a store, neighbours come in one request."""
-        if Path(shard).name != shard:
-            raise DatasetError("the catalog names a shard outside of shards/; build the data set again")
+        _check_name(shard)
         if self._store is not None:
             yield from self._from_store(shard, ranges)
             return
@@ -275,6 +284,7 @@ class Shards:
 
     def size(self, shard: str) -> int:
         """The size of a shard in bytes. Raises :class:`DatasetError` when it is missing."""
+        _check_name(shard)
         try:
             if self._store is not None:
                 return int(tried(partial(obstore.head, self._store, f"shards/{shard}"))["size"])

@@ -17,9 +17,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lumid.catalog.errors import DatasetError, LumidError
-from lumid.catalog.layout import parse_manifest
+from lumid.catalog.layout import parse_manifest, read_manifest
 from lumid.catalog.lock import LOCK, load_lock
 from lumid.catalog.places import NOTE, read_note
+from lumid.catalog.query import count_samples, run_sql
+from lumid.catalog.report import render_report
 from lumid.catalog.shards import END_OF_TAR, member, read_range, read_samples
 from lumid.pipeline.lock import read_lock
 from lumid.pipeline.recipe_files import load_recipe, parse_recipe
@@ -195,3 +197,20 @@ def test_a_lock_whose_rows_are_none(column: pa.Array, tmp_path: Path) -> None:
     pq.write_table(made_lock(series=column), path)
     assert refused(lambda: load_lock(path))
     assert refused(lambda: read_lock(path))
+
+
+@pytest.mark.parametrize("which", [0, -1])
+def test_a_catalog_whose_columns_are_of_other_types(tmp_path: Path, which: int) -> None:
+    """In the file that DuckDB goes by, or in another, whose text it then wants to turn into numbers, and quotes."""
+    root = make_sound(tmp_path / "ds", n=12)
+    path = sorted((root / "catalog").rglob("*.parquet"))[which]
+    table = pq.ParquetFile(path).read()
+    at = table.schema.get_field_index("p99")
+    pq.write_table(table.set_column(at, "p99", pa.array([MARKER] * len(table))), path)
+    questions: tuple[Callable[[], object], ...] = (
+        lambda: run_sql(root, "SELECT avg(p99) FROM catalog"),
+        lambda: count_samples(root, "p99 > 5"),
+        lambda: render_report(root, read_manifest(root)),
+    )
+    for question in questions:
+        refused(question)
