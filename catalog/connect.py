@@ -52,7 +52,7 @@ def connect(where: Anywhere, *, finished: bool = True) -> duckdb.DuckDBPyConnect
         within = "" if place.subset is None else _within(keys[0], read_note(place.subset).modalities)
         _view(connection, "catalog", catalog, CATALOG, within)
         _view(connection, "rejects", rejects, REJECTS)
-    except duckdb.Error:
+    except (duckdb.Error, UnicodeDecodeError):  # the latter where DuckDB's error quotes what is no text
         connection.close()
         raise DatasetError(
             f"{where}: the catalog or the rejects cannot be read (damaged, or of another format); build the data set again"

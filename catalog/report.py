@@ -14,6 +14,7 @@ import duckdb
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from lumid.catalog.cite import CollectionUse, collections_in, non_commercial_line, unstated_line
+from lumid.catalog.errors import DatasetError
 from lumid.catalog.histogram import Histogram, histograms, number, percent
 from lumid.catalog.layout import Layout, Manifest, Shard, read_manifest, storage_errors, write_text
 from lumid.catalog.paths import AnyPath
@@ -21,7 +22,7 @@ from lumid.catalog.query import ask, connect, text
 from lumid.catalog.report_drift import Drift, drift
 from lumid.catalog.report_matrix import Matrices, matrices
 from lumid.catalog.report_quality import QualityView, quality_view
-from lumid.catalog.schema import REASONS
+from lumid.catalog.schema import CATALOG, REASONS
 from lumid.catalog.show import RGB, ImageRow, choose_rows, read_images, thumbnail
 
 THUMBNAILS, THUMBNAIL_SIZE, THUMBNAIL_QUALITY = 12, 192, 85
@@ -142,8 +143,11 @@ def render_report(root: AnyPath, manifest: Manifest) -> str:
 
 
 def gather(root: AnyPath, manifest: Manifest) -> Report:
-    """Ask the catalog for all that the report shows."""
+    """Ask the catalog for all that the report shows. Raises :class:`DatasetError` when it lacks what every sample has."""
     with connect(root, finished=False) as connection:
+        lacking = " OR ".join(f'"{field.name}" IS NULL' for field in CATALOG if not field.nullable)
+        if ask(connection, f"SELECT 1 FROM catalog WHERE {lacking} LIMIT 1").num_rows:
+            raise DatasetError(f"{root}: the catalog has rows that are not those of images: run `lumid verify`")
         totals = _row(
             connection,
             "SELECT count(*) AS samples, count(DISTINCT patient) AS patients, count(DISTINCT series) AS series FROM catalog",

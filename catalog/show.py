@@ -83,7 +83,8 @@ def image_rows(table: pa.Table) -> list[ImageRow]:
         found = table.select(IMAGE_COLUMNS).cast(pa.schema([field.with_nullable(True) for field in schema]))
     except (pa.ArrowException, ValueError):
         found = None
-    if found is None or any(not field.nullable and found[field.name].null_count for field in schema):
+    needed = [field.name for field in schema if not field.nullable or field.name == "shard"]
+    if found is None or any(found[name].null_count for name in needed):
         raise DatasetError("the catalog has rows that are not those of images: run `lumid verify`")
     return [ImageRow(**row) for row in found.to_pylist()]
 

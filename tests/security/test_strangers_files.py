@@ -23,6 +23,7 @@ from lumid.catalog.places import NOTE, read_note
 from lumid.catalog.query import count_samples, run_sql
 from lumid.catalog.report import render_report
 from lumid.catalog.shards import END_OF_TAR, member, read_range, read_samples
+from lumid.catalog.show import choose_rows
 from lumid.pipeline.lock import read_lock
 from lumid.pipeline.recipe_files import load_recipe, parse_recipe
 from tests.catalog.sound import make_sound
@@ -214,3 +215,24 @@ def test_a_catalog_whose_columns_are_of_other_types(tmp_path: Path, which: int) 
     )
     for question in questions:
         refused(question)
+
+
+@pytest.mark.parametrize("name", ["shard", "offset", "collection", "foreground_fraction", "patient"])
+def test_a_catalog_that_lacks_what_every_sample_has(tmp_path: Path, name: str) -> None:
+    root = make_sound(tmp_path / "ds", n=12)
+    for path in sorted((root / "catalog").rglob("*.parquet")):
+        table = pq.ParquetFile(path).read()
+        field = table.schema.field(name).with_nullable(True)
+        pq.write_table(
+            table.set_column(table.schema.get_field_index(name), field, pa.nulls(len(table), field.type)), path
+        )
+    refused(lambda: render_report(root, read_manifest(root)))
+    if name in ("shard", "offset"):
+        refused(lambda: choose_rows(root))
+
+
+def test_a_column_whose_name_is_no_text(tmp_path: Path) -> None:
+    root = make_sound(tmp_path / "ds", n=12)
+    for path in sorted((root / "catalog").rglob("*.parquet")):
+        path.write_bytes(path.read_bytes().replace(b"age_years", b"age_y\xf7rs"))
+    refused(lambda: run_sql(root, "SELECT count(*) FROM catalog"))
