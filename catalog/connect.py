@@ -127,10 +127,16 @@ def ask(connection: duckdb.DuckDBPyConnection, sql: str) -> pa.Table:
         )
         if damaged and not isinstance(error, duckdb.PermissionException):
             raise DatasetError(
-                "a file of the catalog cannot be read (damaged or gone); build the data set again"
+                "a file of the catalog cannot be read: the store does not answer, or the file is damaged or gone; try again, "
+                "and if it stays so, build the data set again"
             ) from None
         raise UsageError(explain(error, sql)) from None
     except UnicodeDecodeError:  # an error of DuckDB's that quotes what is no text
         raise DatasetError("a file of the catalog cannot be read (damaged); build the data set again") from None
+    except RuntimeError as error:
+        cause = error.__cause__
+        if cause is not None and not isinstance(cause, Exception):  # DuckDB's word for what a signal's handler raised
+            raise cause from None
+        raise
     except AttributeError:
         raise UsageError("the statement gives no rows; ask with SELECT") from None

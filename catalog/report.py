@@ -22,7 +22,7 @@ from lumid.catalog.query import ask, connect, text
 from lumid.catalog.report_drift import Drift, drift
 from lumid.catalog.report_matrix import Matrices, matrices
 from lumid.catalog.report_quality import QualityView, quality_view
-from lumid.catalog.schema import CATALOG, REASONS
+from lumid.catalog.schema import CATALOG, REASONS, REJECTS
 from lumid.catalog.show import RGB, ImageRow, choose_rows, read_images, thumbnail
 
 THUMBNAILS, THUMBNAIL_SIZE, THUMBNAIL_QUALITY = 12, 192, 85
@@ -145,9 +145,10 @@ def render_report(root: AnyPath, manifest: Manifest) -> str:
 def gather(root: AnyPath, manifest: Manifest) -> Report:
     """Ask the catalog for all that the report shows. Raises :class:`DatasetError` when it lacks what every sample has."""
     with connect(root, finished=False) as connection:
-        lacking = " OR ".join(f'"{field.name}" IS NULL' for field in CATALOG if not field.nullable)
-        if ask(connection, f"SELECT 1 FROM catalog WHERE {lacking} LIMIT 1").num_rows:
-            raise DatasetError(f"{root}: the catalog has rows that are not those of images: run `lumid verify`")
+        for table, schema in {"catalog": CATALOG, "rejects": REJECTS}.items():
+            lacking = " OR ".join(f'"{field.name}" IS NULL' for field in schema if not field.nullable)
+            if ask(connection, f"SELECT 1 FROM {table} WHERE {lacking} LIMIT 1").num_rows:
+                raise DatasetError(f"{root}: {table} has rows that lack what every row has: run `lumid verify`")
         totals = _row(
             connection,
             "SELECT count(*) AS samples, count(DISTINCT patient) AS patients, count(DISTINCT series) AS series FROM catalog",

@@ -27,7 +27,7 @@ from lumid.dags.begin import (
     reads_remotely,
     unreachable,
 )
-from lumid.dags.claim import Claim, claimed, nothing_unpacked_left, remove_work
+from lumid.dags.claim import Claim, anything_left, claimed, nothing_unpacked_left, remove_work
 from lumid.dags.cluster import ClusterSettings, open_cluster
 from lumid.dags.grow import check_growth, growing_base, take
 from lumid.dags.ingesting import built_parts, ingest_batches
@@ -157,7 +157,7 @@ def _build(
 
 def _clear(layout: Layout[AnyPath], recipe: Recipe) -> None:
     """What a build leaves that was killed when all was done."""
-    if layout.work.exists():
+    if anything_left(layout):
         with claimed(layout, recipe):
             remove_work(layout)
 

@@ -25,6 +25,8 @@ BEAT_S = 10.0
 SILENT_S = 45.0
 """One that has not said so for so long is dead; it is watched for as long, as no two machines' clocks agree."""
 CLAIM = "running"
+HALF_WRITTEN = ".*.tmp"
+"""``dataset.json`` and its like, which are written in their place, before they are whole."""
 
 
 @contextmanager
@@ -37,13 +39,19 @@ def claimed(layout: Layout[AnyPath], recipe: Recipe, tell: Callable[[str], None]
         _sweep(layout)
         if isinstance(layout.work, Path):
             remove_half_written(layout.work)
-            for leftover in layout.work.parent.glob(
-                ".*.tmp"
-            ):  # dataset.json and its like, which are written in their place
+            for leftover in layout.work.parent.glob(HALF_WRITTEN):
                 leftover.unlink(missing_ok=True)
         if not layout.state.is_file():
             write_state(layout, recipe_name=recipe.name, recipe_hash=recipe.hash(), phase="scan", batches=0)
         yield claim
+
+
+def anything_left(layout: Layout[AnyPath]) -> bool:
+    """Whether anything of a build lies in a data set: it was killed while all that was being removed, or before."""
+    if not isinstance(layout.root, Path):
+        return layout.work.exists()
+    patterns = (layout.work.name, f"{layout.work.name}.*.gone", HALF_WRITTEN)
+    return any(next(layout.root.glob(pattern), None) is not None for pattern in patterns)
 
 
 @contextmanager

@@ -173,8 +173,13 @@ def _join(settings: ClusterSettings, where: AnyCluster) -> Client:
     for name in ("distributed", "distributed.client"):  # of a scheduler that is lost, the build has a line of its own
         logging.getLogger(name).setLevel(logging.CRITICAL)
     address = settings.scheduler or (where.address if isinstance(where, SchedulerSettings) else "")
+    security = security_of(where)
+    if address.startswith("tls://") and security is None and not dask.config.get("distributed.comm.tls.ca-file", None):
+        raise LumidError(
+            f"{address}: needs certificates; give tls_ca, tls_cert and tls_key in the recipe's [cluster], see docs/clusters.md"
+        )
     try:
-        return Client(address, timeout="10s", set_as_default=False, security=security_of(where))
+        return Client(address, timeout="10s", set_as_default=False, security=security)
     except (OSError, ValueError, TypeError, TimeoutError):
         name = f"--scheduler {address}" if settings.scheduler else f"cluster.address: {address}"
         raise LumidError(f"{name}: no Dask scheduler answers there, or not with this certificate") from None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import sys
 from types import FrameType
+from typing import NoReturn
 
 import typer
 from rich.console import Console
@@ -26,6 +27,11 @@ def _stop(number: int, _frame: FrameType | None) -> None:
     raise Stopped(number)
 
 
+def _say_stopped(stopped: Stopped) -> NoReturn:
+    typer.echo("stopped; what is finished is kept: run the same command again to go on", err=True)
+    sys.exit(stopped.exit_code)
+
+
 def main() -> None:
     """Run the command line; every expected error is one line on stderr and an exit code."""
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -37,11 +43,12 @@ def main() -> None:
         Console(stderr=True, soft_wrap=True, highlight=False).print(f"[bold red]error:[/] {_escape(str(error))}")
         sys.exit(error.exit_code)
     except Stopped as stopped:
-        typer.echo("stopped; what is finished is kept: run the same command again to go on", err=True)
-        sys.exit(stopped.exit_code)
+        _say_stopped(stopped)
     except BrokenPipeError:
         sys.exit(EXIT_FAILED)
     except Exception as error:
+        if isinstance(error.__cause__, Stopped):  # DuckDB's "Query interrupted", where it was not asked through ask()
+            _say_stopped(error.__cause__)
         # the value of an unforeseen exception may quote a header: name its kind and place, never its text
         typer.echo(
             f"error: lumid failed ({type(error).__name__} at {place_of(error)}); please report this line", err=True

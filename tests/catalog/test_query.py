@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import shutil
+import signal
 from collections import Counter
 from pathlib import Path
 
@@ -237,3 +238,23 @@ def test_catalog_of_another_format(dataset: Path) -> None:
         other.unlink()
     with pytest.raises(DatasetError, match="another format"):
         count_samples(dataset)
+
+
+class _Stop(BaseException):
+    """What the command line's handler of signals raises is no Exception, either."""
+
+
+def _stop(*_: object) -> None:
+    raise _Stop
+
+
+def test_a_signal_during_a_query_is_what_its_handler_raises(built: Path) -> None:
+    """DuckDB turns it into a RuntimeError of its own."""
+    before = signal.signal(signal.SIGALRM, _stop)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.5)
+        with connect(built) as connection, pytest.raises(_Stop):
+            ask(connection, "SELECT count(*) FROM range(100000000000) AS t(a) WHERE hash(a) % 5 = 2")
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)

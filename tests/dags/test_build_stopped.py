@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -134,3 +135,15 @@ def test_what_a_killed_build_had_begun_to_write_in_its_place_is_swept_away(recip
     (tmp_path / "notes.tmp").write_bytes(b"my own")
     with claimed(Layout(tmp_path), load_recipe(str(recipe))):
         assert sorted(path.name for path in tmp_path.iterdir()) == [".build", "notes.tmp"]
+
+
+def test_what_was_being_removed_when_a_build_was_killed_is_removed_by_the_next(
+    built_study: Path, recipe: Path, tmp_path: Path
+) -> None:
+    """A finished data set, whose work folder has its last name already; beside it a file that was never whole."""
+    out = shutil.copytree(built_study, tmp_path / "data")
+    (out / ".build.0123abcd.gone" / "parts").mkdir(parents=True)
+    (out / ".dataset.json.0123abcd.tmp").write_text("{")
+    done = lumid("build", recipe, "--out", out)
+    assert (done.returncode, "is finished already" in done.stdout) == (0, True), done.stderr
+    assert not list(out.glob(".*"))

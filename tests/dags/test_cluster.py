@@ -352,6 +352,14 @@ def _at_once(times: Sequence[tuple[float, float]]) -> int:
     return max(sum(begun <= at < ended for begun, ended in times) for at, _ in times)
 
 
+def test_a_scheduler_by_tls_needs_certificates(tmp_path: Path) -> None:
+    with (
+        pytest.raises(LumidError, match=r"needs certificates; give tls_ca"),
+        open_cluster(ClusterSettings("tls://127.0.0.1:9"), tmp_path),
+    ):
+        pass
+
+
 @contextmanager
 def _cluster(workers: int) -> Iterator[tuple[LocalCluster, Client]]:
     with (
