@@ -142,7 +142,7 @@ def _build(
     claim.check()
     packed = pack(client, recipe, plan.lock, layout, progress, parts)
     seconds, workers = time.monotonic() - started, len(client.nthreads())
-    facts = _build_facts(packed.manifest, listings, parts, spent, seconds, workers)
+    facts = _build_facts(listings, parts, spent, seconds, workers, progress.made)
     if again is None and taken:
         facts |= {"base_series": len(taken), "series": plan.lock.num_rows}
     progress.tell_requests()
@@ -214,7 +214,10 @@ def _check_out(layout: Layout[AnyPath], recipe: Recipe) -> None:
         raise UsageError(f"{root}: is a file; --out must be a folder")
     if layout.state.is_file():
         if read_state(layout)["recipe_hash"] != recipe.hash():
-            raise UsageError(f"{root}: holds an unfinished build of another recipe; choose another --out, or remove it")
+            raise UsageError(
+                f"{root}: holds an unfinished build of another recipe (lumid status {root}); choose another --out, or "
+                "remove it once nobody is at it"
+            )
     elif _holds_other(root, layout.work.name):
         raise UsageError(f"{root}: is not empty and holds no lumid data set; choose another --out")
 
@@ -238,8 +241,9 @@ def _anything_new(generations: list[list[PartFiles]], again: Again) -> bool:
 
 
 def _build_facts(
-    manifest: Manifest, listings: dict[int, Listing], parts: Sequence[PartFiles], spent: float, seconds: float, workers: int
+    listings: dict[int, Listing], parts: Sequence[PartFiles], spent: float, seconds: float, workers: int, made: tuple[int, int]
 ) -> dict[str, object]:  # fmt: skip
+    """``seconds`` and rates are those of this run, which has ``made`` so many frames of so many bytes."""
     source_bytes = sum(account.source_bytes for account in read_accounts(parts))
     return {
         "listing_hash": _listings_hash(listings),
@@ -248,8 +252,8 @@ def _build_facts(
         "workers": workers,
         "ingest_cpu_seconds": round(spent, 2),
         "source_mb": round(source_bytes / 1e6, 3),
-        "slices_per_second": round(manifest.counts.planned / seconds, 1),
-        "mb_per_second": round(source_bytes / 1e6 / seconds, 2),
+        "slices_per_second": round(made[0] / seconds, 1),
+        "mb_per_second": round(made[1] / 1e6 / seconds, 2),
     }
 
 

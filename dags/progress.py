@@ -59,7 +59,7 @@ class BuildProgress:
         )
         self._task: TaskID | None = None
         self._name = ""
-        self._done = self._total = 0
+        self._done = self._at_first = self._total = 0
         self._started = self._said = time.monotonic()
         self._slices = self._bytes = self._kept = self._rejected = 0
         self._earlier_rejected = 0
@@ -129,7 +129,6 @@ class BuildProgress:
         if batches_done:
             self.events.tell("resumed", batches=batches_done, rejected=rejected)
             self._console.print(f"going on: {batches_done:,} of {batches:,} batches are done already")
-            self._advance(done, "")
 
     def ingested(self, batch: Batch, account: PartAccount, rejects: Mapping[str, int]) -> None:
         """One more batch has its part; ``rejects`` by reason code."""
@@ -151,6 +150,11 @@ class BuildProgress:
             f"{self._slices / seconds:,.0f} slices/s · {self._bytes / 1e6 / seconds:,.1f} MB/s · "
             f"{self._rejected + self._earlier_rejected:,} rejected",
         )
+
+    @property
+    def made(self) -> tuple[int, int]:
+        """Of all batches that this run has done: frames, kept or rejected, and bytes of their sources."""
+        return self._slices, self._bytes
 
     def piece_done(self, piece: Piece, objects: int, seconds: float) -> None:
         """A batch that several workers share is so many objects further."""
@@ -195,9 +199,10 @@ class BuildProgress:
         self._end_phase()
         self.tell_requests()
         self.events.tell("phase_begun", phase=name, total=total, done=done)
-        self._name, self._done, self._total = name, 0, total
+        self._name, self._total = name, total
+        self._done = self._at_first = done
         self._started = time.monotonic()
-        self._task = self._bars.add_task(name, total=total, facts="")
+        self._task = self._bars.add_task(name, total=total, completed=done, facts="")
 
     def tell_requests(self) -> None:
         """Put down what this process has asked archives and stores for since it last did."""
@@ -216,5 +221,8 @@ class BuildProgress:
         now = time.monotonic()
         if not self._console.is_terminal and now - self._said > LINE_EVERY_S:
             self._said = now
-            left = (now - self._started) / max(self._done, 1) * (self._total - self._done)
-            self._console.print(f"{self._name}: {self._done:,} of {self._total:,} · {facts} · about {left:,.0f} s left")
+            said = [f"{self._name}: {self._done:,} of {self._total:,}", *([facts] if facts else [])]
+            if made := self._done - self._at_first:  # by this run, in the time that it took for that
+                left = (now - self._started) / made * (self._total - self._done)
+                said.append(f"about {left:,.0f} s left")
+            self._console.print(" · ".join(said))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import json
 import os
 import signal
@@ -11,6 +12,7 @@ import urllib.request
 from collections import Counter
 from datetime import UTC, datetime
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,6 +22,7 @@ from rich.console import Console
 from lumid.catalog.errors import LumidError, StorageError, UsageError
 from lumid.catalog.layout import Layout, Manifest, storage_errors
 from lumid.catalog.paths import sizes
+from lumid.dags import progress as progress_module
 from lumid.dags import watch
 from lumid.dags.build import build
 from lumid.dags.cli.build import log_to
@@ -283,6 +286,23 @@ def test_rates_and_what_was_going_on(tmp_path: Path) -> None:
     for words in ("stopped (made-up)", "20%, 20 of 100 objects", "blank 4", "2 batches with 6 series on 1 worker", "1 lost",
                   "0.1 slices/s", "2,000 to folder-s3 (2.0 GB)", "$0.18", "no space left", "lumid build"):  # fmt: skip
         assert words in text
+
+
+def test_time_left_goes_by_what_this_run_has_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [1000.0]
+    monkeypatch.setattr(progress_module, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    said = io.StringIO()
+    progress = BuildProgress(Console(file=said, width=200))
+    progress.begin_ingest(100, 90, batches_done=9, batches=10, rejected=0, missing=1)
+    now[0] += 60
+    progress.scanned(0)
+    now[0] += 60
+    progress.scanned(5)
+    assert said.getvalue().splitlines() == [
+        "going on: 9 of 10 batches are done already",
+        "ingest: 90 of 100 · objects",
+        "ingest: 95 of 100 · objects · about 120 s left",
+    ]
 
 
 def test_the_tasks_of_a_lost_worker_are_named(tmp_path: Path) -> None:
