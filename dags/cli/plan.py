@@ -102,8 +102,10 @@ def plan(
         return
     _print_plan(made)
     if growth is not None:
+        folders = any(one.files is not None for one in made.collections)
         typer.echo(
-            f"from {printable(growth.base)}: {growth.taken:,} series; to fetch: {growth.fetched:,} series, {_size(growth.gb_fetched)} GB"
+            f"from {printable(growth.base)}: {growth.taken:,} series; to fetch: {growth.fetched:,} series, "
+            f"{_size(growth.gb_fetched)} GB{'; what folders hold is compared when it is read' if folders else ''}"
         )
     if out is not None:
         typer.echo(f"{out}: {made.lock.num_rows:,} series pinned", err=True)
