@@ -40,7 +40,7 @@ def test_a_scheduler_that_is_there_already_gives_the_same_bytes(
     )  # fmt: skip
     worker = None
     try:
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 120
         while not (tmp_path / "scheduler.json").is_file() and time.monotonic() < deadline:
             time.sleep(0.05)
         address = json.loads((tmp_path / "scheduler.json").read_text())["address"]
