@@ -135,41 +135,34 @@ def test_what_a_cache_holds_is_shared(archive: FakeIdc, whole: Path, cut: None, 
     assert content(tmp_path / "data") == content(tmp_path / "offline") == content(whole)
 
 
-def test_a_stopped_build_goes_on_with_the_pieces_it_has(
-    archive: FakeIdc, whole: Path, cut: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def stopped_and_gone_on_with(archive: FakeIdc, out: AnyPath, log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stop a build after some pieces, and go on with it: none that was there is made again."""
     done = stop_after(3, monkeypatch)
-    out = tmp_path / "data"
     with pytest.raises(KeyboardInterrupt):
         run(archive, out)
     there = {name.removesuffix(".parquet") for name in sizes(Layout(out).pieces)}
     assert {*done} <= there
     monkeypatch.setattr(BuildProgress, "piece_done", _piece_done)
-    run(archive, out, tmp_path / "log")
-    assert content(out) == content(whole)
-    again = {
-        f"{one['batch']}-piece-{one['piece']}-of-{one['pieces']}" for one in events(tmp_path / "log", "piece_done")
-    }
-    assert again
-    assert not again & there
+    run(archive, out, log)
+    made = {f"{one['batch']}-piece-{one['piece']}-of-{one['pieces']}" for one in events(log, "piece_done")}
+    assert made
+    assert not made & there
+
+
+def test_a_stopped_build_goes_on_with_the_pieces_it_has(
+    archive: FakeIdc, whole: Path, cut: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stopped_and_gone_on_with(archive, tmp_path / "data", tmp_path / "log", monkeypatch)
+    assert content(tmp_path / "data") == content(whole)
 
 
 @pytest.mark.slow
 def test_pieces_in_a_store_are_gone_on_with_and_removed(
     archive: FakeIdc, whole: Path, cut: None, bucket: tuple[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    done = stop_after(3, monkeypatch)
     out = data_path(f"s3://{bucket[0]}/data")
-    with pytest.raises(KeyboardInterrupt):
-        run(archive, out)
-    there = {name.removesuffix(".parquet") for name in sizes(Layout(out).pieces)}
-    assert {*done} <= there
-    monkeypatch.setattr(BuildProgress, "piece_done", _piece_done)
-    run(archive, out, tmp_path / "log")
+    stopped_and_gone_on_with(archive, out, tmp_path / "log", monkeypatch)
     assert stored(str(out)) == content(whole)
-    made = {f"{one['batch']}-piece-{one['piece']}-of-{one['pieces']}" for one in events(tmp_path / "log", "piece_done")}
-    assert made
-    assert not made & there
     assert not [name for name in sizes(out) if name.startswith(".build")]
 
 
