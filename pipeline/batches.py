@@ -29,9 +29,31 @@ class Batch:
         return sum(series.bytes for series in self.series)
 
 
-def make_batches(series: Sequence[Series], source: int, recipe_hash: str, batch_slices: int) -> list[Batch]:
-    """Series in order, as many to a batch as hold ``batch_slices`` frames or few more."""
-    return [Batch(_batch_id(group, source, recipe_hash), source, tuple(group)) for group in _fill(series, batch_slices)]
+def make_batches(series: Sequence[Series], source: int, recipe_hash: str, batch_slices: int | None) -> list[Batch]:
+    """Series in order, as many to a batch as hold ``batch_slices`` frames or few more; None: what suits their number."""
+    frames = batch_slices or usual_frames(sum(one.frames for one in series))
+    return [Batch(_batch_id(group, source, recipe_hash), source, tuple(group)) for group in _fill(series, frames)]
+
+
+MOST_FRAMES = 1000
+LEAST_FRAMES = 63
+FEW_BATCHES = 16
+
+
+def usual_frames(frames: int) -> int:
+    """Frames of a batch for a source of so many: 1,000, and fewer where that would be fewer than 16 batches, down to 63.
+
+    What is finished is kept by the batch, and shared among workers by the batch: one of everything would be neither.
+    Halved, so that a folder that grows between a stop and the next run seldom changes the batches that are finished.
+
+    >>> [usual_frames(frames) for frames in (10, 900, 3_000, 12_000, 3_000_000)]
+    [63, 63, 125, 500, 1000]
+    """
+    size = MOST_FRAMES
+    while size > LEAST_FRAMES and frames < FEW_BATCHES * size:
+        size = -(-size // 2)
+    return size
+
 
 
 def _fill(series: Sequence[Series], batch_slices: int) -> Iterator[list[Series]]:

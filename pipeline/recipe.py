@@ -240,10 +240,10 @@ class SplitSettings(_Section):
 
 
 class ShardSettings(_Section):
-    """Sizes of what is written, and of what is worked on at once."""
+    """Sizes of what is written, and of what is worked on at once; ``batch_slices`` of None goes by the source's size."""
 
     size_mb: Annotated[float, Field(gt=0, le=16_384)] = 256.0
-    batch_slices: Annotated[int, Field(ge=1, le=100_000)] = 1000
+    batch_slices: Annotated[int, Field(ge=1, le=100_000)] | None = None
 
 
 class LimitSettings(_Section):
