@@ -279,6 +279,15 @@ def _intensities(connection: duckdb.DuckDBPyConnection) -> Iterable[Intensity]:
 # ---- how it was made
 
 
+def _is_traffic(value: object) -> bool:
+    words = ("archive", "operation", "outcome")
+    return (
+        isinstance(value, dict)
+        and isinstance(value.get("requests"), int)
+        and all(isinstance(value.get(word), str) for word in words)
+    )
+
+
 def _build_facts(build: dict[str, Any]) -> Iterable[tuple[str, str]]:
     """The manifest's free facts about the build, in words."""
     for name, value in build.items():
@@ -287,5 +296,8 @@ def _build_facts(build: dict[str, Any]) -> Iterable[tuple[str, str]]:
             yield label, str(value)
         elif isinstance(value, int | float):
             yield label, f"{value:,}"
+        elif name == "requests" and isinstance(value, list) and all(map(_is_traffic, value)):
+            for one in value:
+                yield f"{one['archive']}: {one['operation']}, {one['outcome']}", f"{one['requests']:,}"
         else:
             yield label, json.dumps(value, ensure_ascii=False)

@@ -108,7 +108,8 @@ def _images(connection: duckdb.DuckDBPyConnection) -> Sequence[ImageQuality]:
         return f"quantile_cont(ln(nullif(greatest({column}, 0), 0)), {share})"
 
     def beyond(column: str, near: float, far: float) -> str:
-        return f"CASE WHEN count(*) >= {FEWEST} THEN exp({1 + FAR} * {quartile(column, near)} - {FAR} * {quartile(column, far)}) END"
+        usual = f"count(*) >= {FEWEST} AND {quartile(column, near)} <> {quartile(column, far)}"  # else all equal ones would be far
+        return f"CASE WHEN {usual} THEN exp({1 + FAR} * {quartile(column, near)} - {FAR} * {quartile(column, far)}) END"
 
     rows = ask(
         connection,

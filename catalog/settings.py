@@ -48,9 +48,12 @@ def explain(detail: ErrorDetails, root: type[BaseModel]) -> str:
     if kind == "string_pattern_mismatch":
         name = context["pattern"].startswith("^[a-z0-9][")
         words = "lower-case letters, digits, '_' and '-', beginning with a letter or digit"
-        return (
-            f"{key}: {detail['input']!r} is not allowed; {words if name else 'it has to match ' + context['pattern']}"
-        )
+        field = section.model_fields.get(path[-1]) if section else None
+        if field and field.examples:
+            words = f"write it as {' or '.join(map(str, field.examples))}"
+        elif not name:
+            words = f"it has to match {context['pattern']}"
+        return f"{key}: {detail['input']!r} is not allowed; {words}"
     return f"{key}: {detail['msg'][0].lower()}{detail['msg'][1:]}, not {detail['input']!r}"
 
 

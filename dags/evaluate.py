@@ -16,7 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from lumid.catalog.errors import LumidError, UsageError
 from lumid.catalog.layout import storage_errors, write_text
-from lumid.dags.cluster import ClusterSettings, default_workers, open_cluster
+from lumid.dags.cluster import WHERE_TO_LOOK, ClusterSettings, default_workers, open_cluster
 from lumid.dags.pretrain import require_torch
 from lumid.dags.quiet import place_of
 from lumid.dags.tasks import run_tasks
@@ -112,7 +112,7 @@ def _run(jobs: Sequence[Job], out: Path, cluster: ClusterSettings, console: Cons
     )
 
     def waiting(kind: str, seconds: float) -> None:
-        console.print(f"waiting for the first worker of the {kind}, {seconds:,.0f} s so far")
+        console.print(f"waiting for the first worker of the {kind}, {seconds:,.0f} s so far; {WHERE_TO_LOOK[kind]}")
 
     with open_cluster(cluster, out / "scratch", waiting) as client, bars:
         whole = bars.add_task("jobs", total=len(jobs))

@@ -24,6 +24,7 @@ from rich.progress import (
 from lumid._version import __version__
 from lumid.catalog.layout import Layout, storage_errors
 from lumid.catalog.paths import AnyPath
+from lumid.dags.cluster import WHERE_TO_LOOK
 from lumid.dags.events import EventLog
 from lumid.dags.log_copy import earlier_log
 from lumid.dags.metrics import BuildState
@@ -97,7 +98,9 @@ class BuildProgress:
         """The first worker of a cluster has not come yet."""
         self.events.tell("workers_awaited", cluster=kind, seconds=seconds)
         self._console.print(
-            escape(f"waiting for the first worker ([cluster] kind = '{kind}'), {seconds:,.0f} s so far")
+            escape(
+                f"waiting for the first worker ([cluster] kind = '{kind}'), {seconds:,.0f} s so far; {WHERE_TO_LOOK[kind]}"
+            )
         )
 
     def note(self, text: str) -> None:

@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lumid.catalog.paths import AnyPath
+from lumid.catalog.words import many
 from lumid.dags.prices import PROVIDERS
 from lumid.dags.status import RECENT_S, Rate, Running, Status
 
@@ -45,7 +46,7 @@ def _lines(found: Status, now: float, bar: bool) -> Iterator[tuple[str, Renderab
     if found.state != "finished":
         yield "phase", _phase(found, bar)
     if found.batches:
-        pieces = f" and {_many(found.pieces_done, 'piece')} of long series" if found.pieces_done else ""
+        pieces = f" and {many(found.pieces_done, 'piece')} of long series" if found.pieces_done else ""
         objects = f"{found.objects_done:,} of {found.objects:,} objects"
         yield "batches", f"{found.batches_done:,} of {found.batches:,}{pieces}, {objects}"
     yield "frames", f"planned {found.planned:,} = kept {found.kept:,} + rejected {found.rejected:,}"
@@ -97,14 +98,12 @@ def _running(found: Status, now: float) -> str:
     workers = len({one.worker for one in found.running})
     what = []
     if batches:
-        what.append(
-            f"{_many(len(batches), 'batch', 'batches')} with {sum(one.series or 0 for one in batches):,} series"
-        )
+        what.append(f"{many(len(batches), 'batch', 'batches')} with {sum(one.series or 0 for one in batches):,} series")
     if pieces:
-        what.append(f"{_many(pieces, 'piece')} of long series")
+        what.append(f"{many(pieces, 'piece')} of long series")
     if others:
-        what.append(_many(others, "other task" if what else "task"))
-    where = f" on {_many(workers, 'worker')}"
+        what.append(many(others, "other task" if what else "task"))
+    where = f" on {many(workers, 'worker')}"
     return " and ".join(what) + where + (_oldest(found.running[0], now) if found.state == "running" else "")
 
 
@@ -116,7 +115,7 @@ def _oldest(one: Running, now: float) -> str:
 def _workers(found: Status) -> str:
     facts = [f"{found.workers:,}"] if found.workers else []
     facts += [f"{found.workers_lost:,} lost"] if found.workers_lost else []
-    facts += [f"{_many(found.retried, 'task')} begun again"] if found.retried else []
+    facts += [f"{many(found.retried, 'task')} begun again"] if found.retried else []
     return ", ".join(facts)
 
 
@@ -172,10 +171,6 @@ def _cost(found: Status, archives: set[str]) -> str:
         f"about {dollars(cost.requests)} for requests to your own stores, and up to {dollars(cost.bytes_out)} for bytes that "
         "leave their region (list prices)"
     )
-
-
-def _many(number: int, one: str, more: str | None = None) -> str:
-    return f"{number:,} {one if number == 1 else more or one + 's'}"
 
 
 def dollars(amount: float) -> str:

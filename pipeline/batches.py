@@ -55,7 +55,6 @@ def usual_frames(frames: int) -> int:
     return size
 
 
-
 def _fill(series: Sequence[Series], batch_slices: int) -> Iterator[list[Series]]:
     group: list[Series] = []
     frames = 0

@@ -32,7 +32,7 @@ from lumid.pipeline.recipe import FetchSettings, FolderSettings, IdcSettings, Re
 from lumid.pipeline.reject import Reject
 from lumid.pipeline.sources import ObjectRef, Series
 from lumid.pipeline.sources.buckets import missed
-from lumid.pipeline.sources.store import FINAL, PATIENCE
+from lumid.pipeline.sources.store import FINAL, PATIENCE, status_of
 from lumid.pipeline.traffic import count, outcome_of, store_name
 
 FORMAT = 1
@@ -232,7 +232,7 @@ class RawCache:
                 failures += 1
                 why = missed(error, self.timeout_s)
                 if who:
-                    count(*who, outcome_of(404 if isinstance(error, FINAL) else why.status))
+                    count(*who, outcome_of(status_of(error, why.status)))
                 if local or isinstance(error, FINAL) or why.final or failures >= self.attempts:
                     raise
                 if self.stop.wait(PATIENCE.pause_s(failures, None)):

@@ -8,7 +8,10 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Count = Annotated[int, Field(ge=1)]
 Gigabytes = Annotated[float, Field(gt=0)]
-SchedulerAddress = Annotated[str, Field(pattern=r"^(tcp|tls)://[A-Za-z0-9.\[\]:_-]+:[0-9]{1,5}$")]
+SchedulerAddress = Annotated[
+    str,
+    Field(pattern=r"^(tcp|tls)://[A-Za-z0-9.\[\]:_-]+:[0-9]{1,5}$", examples=["tcp://host:8786", "tls://host:8786"]),
+]
 """Of a Dask scheduler: ``tcp://host:port``, or ``tls://host:port`` where it asks for certificates."""
 
 
@@ -93,7 +96,9 @@ class SlurmSettings(_Secured):
     cores: Count
     memory_gb: Gigabytes
     interface: str
-    walltime: Annotated[str, Field(pattern=r"^([0-9]+-)?[0-9]{1,2}:[0-9]{2}:[0-9]{2}$")] = "24:00:00"
+    walltime: Annotated[
+        str, Field(pattern=r"^([0-9]+-)?[0-9]{1,2}:[0-9]{2}:[0-9]{2}$", examples=["24:00:00", "2-12:00:00"])
+    ] = "24:00:00"
     queue: str | None = None
     account: str | None = None
     scratch: str | None = None

@@ -20,8 +20,8 @@ ARCHIVES = (
 """Who is asked. ``folder`` is this machine's disk; ``folder-…``, ``cache-…`` and ``data-…`` are stores that hold sources, the
 cache, and data sets under way or finished, by the scheme of their address."""
 OPERATIONS = ("get", "list", "put")
-OUTCOMES = ("ok", "busy", "refused", "failed", "broken")
-"""An answer; 429 or 503; another 4xx; another 5xx; no whole answer, or not what it should be."""
+OUTCOMES = ("ok", "busy", "absent", "refused", "failed", "broken")
+"""An answer; 429 or 503; 404 or 410; another 4xx; another 5xx; no whole answer, or not what it should be."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,8 +70,8 @@ def together(traffic: Iterable[Traffic]) -> tuple[Traffic, ...]:
 def outcome_of(status: int | None) -> str:
     """What an HTTP status means for the count.
 
-    >>> [outcome_of(status) for status in (206, 503, 404, 500, None)]
-    ['ok', 'busy', 'refused', 'failed', 'broken']
+    >>> [outcome_of(status) for status in (206, 503, 404, 403, 500, None)]
+    ['ok', 'busy', 'absent', 'refused', 'failed', 'broken']
     """
     if status is None:
         return "broken"
@@ -79,6 +79,8 @@ def outcome_of(status: int | None) -> str:
         return "busy"
     if status < 400:
         return "ok"
+    if status in (404, 410):
+        return "absent"
     return "refused" if status < 500 else "failed"
 
 

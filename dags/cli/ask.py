@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from lumid.catalog.errors import UsageError
+from lumid.catalog.words import many
 from lumid.dags.cli.app import app
 from lumid.dags.cli.options import (
     BodyPart,
@@ -89,11 +90,15 @@ def query(
         statement = sql or _statement(condition, select, group_by, order_by, rows)
         answer = ask(connection, statement)
         if sql is not None:
-            total, footer = 1, f"of {answer.num_rows:,} rows"
+            total, footer = 1, f"of {many(answer.num_rows, 'row')}"
         elif shape is Format.TABLE or answer.num_rows == 0:
             count = ask(connection, f"SELECT count(*) AS n FROM catalog{where_clause(condition)}")
             total = count["n"][0].as_py()
-            footer = f"of {answer.num_rows:,} groups, {total:,} samples" if group_by else f"of {total:,} samples"
+            footer = (
+                f"of {many(answer.num_rows, 'group')}, {many(total, 'sample')}"
+                if group_by
+                else f"of {many(total, 'sample')}"
+            )
         else:
             total, footer = answer.num_rows, ""
     write_rows(answer, shape, out, limit, footer)
@@ -181,7 +186,7 @@ def _print_note(path: Path, note: SubsetNote, *, as_json: bool) -> None:
         typer.echo(json.dumps({"subset": str(path)} | asdict(note), ensure_ascii=False))
         return
     counts = ", ".join(f"{modality} {count:,}" for modality, count in note.modalities.items())
-    typer.echo(f"{path}: {note.samples:,} samples ({counts})")
+    typer.echo(f"{path}: {many(note.samples, 'sample')} ({counts})")
     typer.echo(f"of {note.dataset}, catalog {note.catalog_hash[:16]}, at {printable(note.data)}")
     for step in note.steps:
         first = "" if step.limit is None else f", the {step.limit:,} smallest keys"

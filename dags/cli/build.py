@@ -15,6 +15,7 @@ from rich.live import Live
 from rich.markup import escape
 
 from lumid.catalog.errors import EXIT_DONE, EXIT_REJECTS, UsageError
+from lumid.catalog.words import many
 from lumid.dags.cli.app import app
 
 if TYPE_CHECKING:
@@ -206,7 +207,7 @@ def _print_summary(manifest: Manifest, out: AnyPath, *, already: bool) -> None:
     console.print(f"[bold]{escape(str(out))}[/] {'is finished already' if already else 'is finished'}")
     by_modality = ", ".join(f"{name} {count:,}" for name, count in manifest.modalities.items()) or "none"
     console.print(
-        f"  planned {counts.planned:,} = kept {counts.kept:,} + rejected {counts.rejected:,}   (frames of {counts.objects:,} objects)"
+        f"  planned {counts.planned:,} = kept {counts.kept:,} + rejected {counts.rejected:,}   (frames of {many(counts.objects, 'object')})"
     )
     console.print(f"  kept      {by_modality}")
     if manifest.rejects:
@@ -214,13 +215,13 @@ def _print_summary(manifest: Manifest, out: AnyPath, *, already: bool) -> None:
             f"  rejected  {', '.join(f'{code} {count:,}' for code, count in sorted(manifest.rejects.items(), key=lambda item: -item[1]))}"
         )
     megabytes = sum(shard.bytes for shard in manifest.shards) / 1e6
-    console.print(f"  shards    {len(manifest.shards):,} files, {megabytes:,.1f} MB")
+    console.print(f"  shards    {many(len(manifest.shards), 'file')}, {megabytes:,.1f} MB")
     if not already:
         facts = manifest.build
         if "base_series" in facts:
             console.print(f"  from base {facts['base_series']:,} of {facts['series']:,} series")
         console.print(
-            f"  took      {facts['seconds']:,.1f} s: {facts['slices_per_second']:,} slices/s, {facts['mb_per_second']:,} MB/s with {facts['workers']} workers"
+            f"  took      {facts['seconds']:,.1f} s: {facts['slices_per_second']:,} slices/s, {facts['mb_per_second']:,} MB/s with {many(facts['workers'], 'worker')}"
         )
     console.print(f"  report    {out / 'report.html'}", markup=False)
 

@@ -13,6 +13,7 @@ import typer
 from rich.console import Console
 
 from lumid.catalog.errors import EXIT_DONE, EXIT_FAILED, UsageError
+from lumid.catalog.words import many
 from lumid.dags.cli.app import app
 from lumid.dags.cli.tables import Format, printable, write_rows
 
@@ -119,7 +120,7 @@ def _repair(dataset: Path, found: Verification, chosen: Recipe, workers: int | N
     cluster = ClusterSettings(None, workers, where=chosen.cluster)
     done = repair(dataset, found, chosen, cluster, BuildProgress(console))
     typer.echo(
-        f"{dataset}: mended {len(done.shards):,} shards; {done.samples:,} samples of {done.series:,} series made again",
+        f"{dataset}: mended {many(len(done.shards), 'shard')}; {many(done.samples, 'sample')} of {done.series:,} series made again",
         err=True,
     )
 
@@ -152,12 +153,12 @@ def _print_verification(dataset: AnyPath, found: Verification) -> None:
     decoded = f"{counts.images_decoded:,} decoded" if found.deep else "hashes only, --deep decodes"
     rate = counts.bytes / 1e6 / max(found.seconds, 1e-9)
     typer.echo(
-        f"{dataset}: {'sound' if found.sound else 'DAMAGED'}; {counts.samples:,} samples ({decoded}) in {counts.shards:,} "
-        f"shards, {counts.bytes / 1e6:,.1f} MB, {counts.rejects:,} rejects; {found.seconds:,.1f} s, {rate:,.0f} MB/s"
+        f"{dataset}: {'sound' if found.sound else 'DAMAGED'}; {many(counts.samples, 'sample')} ({decoded}) in "
+        f"{many(counts.shards, 'shard')}, {counts.bytes / 1e6:,.1f} MB, {many(counts.rejects, 'reject')}; {found.seconds:,.1f} s, {rate:,.0f} MB/s"
     )
     if found.damaged:
         keys = sum(len(shard.keys) for shard in found.damaged)
-        typer.echo(f"{keys:,} damaged samples in {len(found.damaged):,} shards; --json lists their keys")
+        typer.echo(f"{many(keys, 'damaged sample')} in {many(len(found.damaged), 'shard')}; --json lists their keys")
 
 
 @app.command()
@@ -196,8 +197,8 @@ def diff(
 
 
 def _print_difference(found: Difference) -> None:
-    typer.echo(f"A  {printable(found.a)}: {found.total.in_a:,} samples")
-    typer.echo(f"B  {printable(found.b)}: {found.total.in_b:,} samples")
+    typer.echo(f"A  {printable(found.a)}: {many(found.total.in_a, 'sample')}")
+    typer.echo(f"B  {printable(found.b)}: {many(found.total.in_b, 'sample')}")
     typer.echo(f"{'equal: the same samples with the same descriptions' if found.equal else 'different'}\n")
     _print_sharing("", "all", [found.total])
     if not found.equal:

@@ -16,6 +16,7 @@ import typer
 from rich.console import Console
 
 from lumid.catalog.errors import EXIT_DONE, EXIT_FAILED, UsageError
+from lumid.catalog.words import many
 from lumid.dags.cli.app import app
 from lumid.dags.cli.tables import printable
 
@@ -219,9 +220,9 @@ def _print_audit(dataset: Path, found: Audit) -> None:
     kinds = ", ".join(f"{count:,} {kind}" for kind, count in covered.kinds.items() if kind != "folder")
     parts = ", ".join(f"{count:,} {kind}" for kind, count in covered.parts.items())
     rate = covered.bytes / 1e6 / max(covered.seconds, 1e-9)
-    typer.echo(f"searched {covered.files:,} files ({kinds}), {covered.bytes / 1e6:,.1f} MB, {rate:,.1f} MB/s")
+    typer.echo(f"searched {many(covered.files, 'file')} ({kinds}), {covered.bytes / 1e6:,.1f} MB, {rate:,.1f} MB/s")
     typer.echo(f"in them  {parts or 'nothing packed'}")
-    typer.echo(f"for      {covered.terms:,} terms in {covered.patterns:,} forms")
+    typer.echo(f"for      {many(covered.terms, 'term')} in {many(covered.patterns, 'form')}")
     for why, count in covered.passed_over.items():
         typer.echo(f"passed   {count:,} numbers {why}, as chance puts them there")
     typer.echo("not      pixels; what is encrypted; terms of fewer than 6 bytes in compressed bytes")
@@ -229,7 +230,8 @@ def _print_audit(dataset: Path, found: Audit) -> None:
         typer.echo(f"note     {dataset} is no finished data set (no dataset.json)")
     lines = len({one.line for one in found.findings})
     typer.echo(
-        f"{dataset}: " + ("CLEAN" if found.clean else f"{lines:,} terms FOUND, {len(found.unsearched):,} files unread")
+        f"{dataset}: "
+        + ("CLEAN" if found.clean else f"{many(lines, 'term')} FOUND, {many(len(found.unsearched), 'file')} unread")
     )
 
 

@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from lumid.catalog.words import many
 from lumid.dags.cli.app import app
 from lumid.dags.cli.options import Json
 from lumid.dags.cli.tables import printable
@@ -49,7 +50,7 @@ def migrate(
         return
     typer.echo(
         f"{printable(str(out or dataset))}: from format {done.from_format} to {manifest.format_version}; "
-        f"{manifest.counts.kept:,} samples in {len(manifest.shards):,} shards"
+        f"{many(manifest.counts.kept, 'sample')} in {many(len(manifest.shards), 'shard')}"
     )
     if done.reencoded:
         typer.echo(f"  {done.reencoded:,} images were JPEG XL, and are HTJ2K with the same pixels now")

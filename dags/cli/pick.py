@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from lumid.catalog.errors import UsageError
+from lumid.catalog.words import many
 from lumid.dags.cli.app import app
 from lumid.dags.cli.options import (
     BodyPart,
@@ -109,7 +110,7 @@ def extract(
         if as_json:
             typer.echo(json.dumps({"out": str(out), "images": folder.images, "classes": folder.classes}))
             return
-        typer.echo(f"{out}: {folder.images:,} images in {len(folder.classes):,} folders, and metadata.csv")
+        typer.echo(f"{out}: {many(folder.images, 'image')} in {many(len(folder.classes), 'folder')}, and metadata.csv")
         return
     from lumid.catalog.extract import extract_dataset
 
@@ -120,7 +121,9 @@ def extract(
         about = {"samples": manifest.counts.kept, "shards": len(manifest.shards), "bytes": size}
         typer.echo(json.dumps({"out": str(out)} | about | {"catalog_hash": manifest.catalog_hash}))
         return
-    typer.echo(f"{out}: {manifest.counts.kept:,} samples in {len(manifest.shards):,} shards, {size / 1e6:,.1f} MB")
+    typer.echo(
+        f"{out}: {many(manifest.counts.kept, 'sample')} in {many(len(manifest.shards), 'shard')}, {size / 1e6:,.1f} MB"
+    )
 
 
 def _describe(place: Place, out: Path | None, url: str | None, *, as_json: bool) -> None:

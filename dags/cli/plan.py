@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from lumid.catalog.words import many
 from lumid.dags.cli.app import app
 from lumid.dags.cli.tables import printable
 
@@ -145,7 +146,7 @@ def _print_plan(made: Plan) -> None:
 
 
 def _plan_row(one: CollectionPlan) -> list[str]:
-    slices = _count(one.slices) if one.files is None else f"{one.files:,} files"
+    slices = _count(one.slices) if one.files is None else many(one.files, "file")
     estimated = one.estimated
     return [
         one.collection,

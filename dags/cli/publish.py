@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from lumid.catalog.words import many
 from lumid.dags.cli.app import app
 from lumid.dags.cli.options import Json
 from lumid.dags.cli.waiting import counting
@@ -35,5 +36,5 @@ def publish(
         typer.echo(json.dumps({"url": url, "name": manifest.name, "catalog_hash": manifest.catalog_hash}))
     else:
         typer.echo(
-            f"{url}: '{manifest.name}' is there, {manifest.counts.kept:,} samples in {len(manifest.shards):,} shards"
+            f"{url}: '{manifest.name}' is there, {many(manifest.counts.kept, 'sample')} in {many(len(manifest.shards), 'shard')}"
         )

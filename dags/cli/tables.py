@@ -13,6 +13,7 @@ import typer
 from rich.console import Console
 
 from lumid.catalog.errors import UsageError
+from lumid.catalog.words import many
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -69,7 +70,7 @@ def write_rows(table: pa.Table, shape: Format, out: Path | None, limit: int | No
             pq.write_table(rows, file, compression="zstd")
         else:
             file.writelines(text.encode("utf-8") for text in _lines(rows, shape))
-    typer.echo(f"{out}: {rows.num_rows:,} rows", err=True)
+    typer.echo(f"{out}: {many(rows.num_rows, 'row')}", err=True)
 
 
 def _lines(table: pa.Table, shape: Format) -> Iterator[str]:

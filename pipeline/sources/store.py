@@ -39,6 +39,13 @@ FINAL = (FileNotFoundError, NotFoundError, InvalidPathError, *DENIED)
 GONE = Reject("read", "unreadable", "no longer there, or changed since it was listed")
 
 
+def status_of(error: Exception, status: int | None) -> int | None:
+    """The HTTP status that a store's error stands for; ``status`` as its words say it, where its class does not."""
+    if isinstance(error, DENIED):
+        return 403
+    return 404 if isinstance(error, FINAL) else status
+
+
 @dataclass(frozen=True, slots=True)
 class StoreSource:
     """Everything below a prefix, and the members of archives that are named as such (``.zip``, ``.tar``, ``.tar.gz`` …).
@@ -152,7 +159,7 @@ class StoreSource:
                 count(
                     store_name("folder", self.url),
                     operation,
-                    outcome_of(404 if isinstance(error, FINAL) else why.status),
+                    outcome_of(status_of(error, why.status)),
                 )
                 final = isinstance(error, FINAL) or why.final
                 if final or failures >= self.attempts or self._stop.wait(PATIENCE.pause_s(failures, None)):

@@ -151,7 +151,11 @@ def test_hostile_values_stay_text(built: Path) -> None:
     manifest = read_manifest(built)
     evil = "<script>alert(1)</script>"
     hostile = replace(
-        manifest, name=evil, recipe={"description": evil, "x": evil}, build={evil: evil}, libraries={evil: evil}
+        manifest,
+        name=evil,
+        recipe={"description": evil, "x": evil},
+        build={evil: evil, "requests": [{"archive": evil, "operation": evil, "outcome": evil, "requests": 1}]},
+        libraries={evil: evil},
     )
     page = Page(render_report(built, hostile))
     assert not page.all("script")

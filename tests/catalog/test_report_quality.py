@@ -85,6 +85,12 @@ def test_images_without_noise_are_no_error() -> None:
     assert found.noise == 0.0
 
 
+def test_where_most_images_are_alike_none_is_far_from_the_others() -> None:
+    """Equal quartiles have no range between them: all but the least would be beyond it, if only by rounding."""
+    (found,) = view(rows(34, noise=[0.1] * 33 + [0.3], sharpness=[0.7] * 34)).images
+    assert (found.noisy_above, found.noisy, found.blurred_below, found.blurred) == (None, 0, None, 0)
+
+
 def test_repetitions_by_modality_and_unit() -> None:
     found = view(
         rows(5, near_duplicate_of=[None, None, "x", "x", "y"], duplicate_of=[None, "z", None, None, None]),

@@ -99,7 +99,10 @@ def test_the_examples_of_the_page_are_recipes(tmp_path: Path) -> None:
         ('kind = "slurm"\njobs = 1\ncores = 1\nmemory_gb = 4', "cluster.interface: missing"),
         ('kind = "scheduler"\naddress = "tls://h:1"\ntls_ca = "a"', "missing: tls_cert, tls_key"),
         ('kind = "scheduler"\naddress = "tls://h:1"', "go together"),
-        ('kind = "scheduler"\naddress = "h"', "cluster.address: 'h' is not allowed"),
+        (
+            'kind = "scheduler"\naddress = "h"',
+            "cluster.address: 'h' is not allowed; write it as tcp://host:8786 or tls://",
+        ),
         ('kind = "ssh"\nhosts = ["a"]', "cluster.hosts: needs at least 2"),
     ],
 )

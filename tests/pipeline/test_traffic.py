@@ -49,7 +49,7 @@ def test_what_a_bucket_is_asked_is_what_is_counted() -> None:
     outcomes = {(one.operation, one.outcome): one.requests for one in counted if one.archive == "idc-aws"}
     assert outcomes["list", "failed"] == 1
     assert outcomes["get", "busy"] == 1
-    assert outcomes["get", "refused"] == 1
+    assert outcomes["get", "absent"] == 1
     assert sum(one.bytes for one in counted) == sum(map(len, OBJECTS.values()))
     assert {one.archive for one in counted if one.bytes} == {"idc-aws", "idc-google"}
 
