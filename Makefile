@@ -13,7 +13,7 @@ IMAGE_TAGS    = $(foreach minor,$(shell seq 41 -1 17),manylinux_2_$(minor)) many
 EXTRAS_cpu   := kubernetes
 EXTRAS_gpu   := train,eval
 
-.PHONY: help demo test test-all lint format docs sheets bench wheels wheels-gpu clean
+.PHONY: help demo quick test test-all lint format docs sheets bench wheels wheels-gpu clean
 
 help: ## list what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 12
@@ -33,6 +33,9 @@ $(DEV): pyproject.toml | $(BIN)/python
 
 demo: $(CORE) ## install lumid, build a small data set, query it, pre-train on it, draw a reconstruction
 	$(BIN)/lumid demo --out $(DEMO)
+
+quick: $(DEV) ## the tests while you work: all but whole builds and trainings, in minutes
+	$(BIN)/python -m pytest -m 'not slow and not whole' -n $(JOBS) --dist loadfile
 
 test: lint ## style, types, layers, and the fast tests
 	$(BIN)/python -m pytest -m 'not slow' -n $(JOBS) --dist loadfile

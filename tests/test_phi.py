@@ -24,6 +24,8 @@ from lumid.catalog.terms import read_terms
 from lumid.pipeline.deidentify import policy_name
 from tests.phi import Corpus, make_corpus
 
+pytestmark = pytest.mark.whole
+
 ROOT = Path(__file__).resolve().parents[1]
 SECRET = "Vd83kq0zP51xwLmYtB7cHn2Ru9JfaSe4GoKi6TQ"
 EVERYTHING_LOGGED = """

@@ -9,6 +9,8 @@ import pytest
 from tests.soak.rounds import soak
 from tests.soak.strikes import STRIKES
 
+pytestmark = pytest.mark.whole
+
 
 def outcomes(folder: Path, seed: int, strikes: tuple[str, ...]) -> list[tuple[str, str]]:
     """Of one round each: the strike, and what was broken by it."""

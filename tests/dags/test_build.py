@@ -23,6 +23,8 @@ from lumid.catalog.verify import verify
 from tests.dags.command import content, lumid
 from tests.dicom import TEST_FILES
 
+pytestmark = pytest.mark.whole
+
 
 def test_two_workers_give_the_same_bytes_as_one(built_study: Path, recipe: Path, tmp_path: Path) -> None:
     assert len(read_manifest(built_study).shards) > 3

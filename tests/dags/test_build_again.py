@@ -24,6 +24,8 @@ from tests.dags.command import content, stored
 from tests.dicom import as_bytes, gradient, image
 from tests.fake_idc import s3_server
 
+pytestmark = pytest.mark.whole
+
 SERIES = {uid: plain(uid, 3) for uid in ("1.2.1", "1.2.2", "1.2.3", "1.2.4", "1.2.5")}
 
 

@@ -48,6 +48,8 @@ from tests.fake_nih import HEADER, described, png, tar_gz
 from tests.pipeline.test_idc_index import History, Revision, write_index
 from tests.servers import Fault, Server
 
+pytestmark = pytest.mark.whole
+
 ONE, TWO = 1, 2
 
 

@@ -31,6 +31,8 @@ from tests.dicom import as_bytes, gradient, image
 from tests.fake_idc import Contents, FakeIdc, drawn, fake_idc
 from tests.servers import Fault, status
 
+pytestmark = pytest.mark.whole
+
 OBJECT_FAULTS = (
     status(500), status(503), status(429, Retry_After="0"), Fault("reset", after=1500), Fault("truncate", after=1500),
     Fault("corrupt"), Fault("other"), Fault("cut_head"), Fault("page"),

@@ -15,6 +15,8 @@ from tests.crash import CRASH, crash_at
 from tests.dags.command import content, lumid
 from tests.dicom import as_bytes, gradient, image
 
+pytestmark = pytest.mark.whole
+
 
 def test_a_full_disk_is_one_line_and_the_next_run_goes_on(recipe: Path, built_study: Path, tmp_path: Path) -> None:
     mount = tmp_path / "small"

@@ -25,6 +25,8 @@ from tests.fake_idc import Contents, FakeIdc, fake_idc
 from tests.pipeline.test_pieces import loop
 from tests.servers import FINE, Fault, Request, status
 
+pytestmark = pytest.mark.whole
+
 SMALL = 25_000
 """Bytes of a piece here: a few loops."""
 

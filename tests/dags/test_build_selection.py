@@ -15,6 +15,8 @@ from lumid.catalog.verify import verify
 from tests.dags.command import lumid
 from tests.dicom import TEST_FILES, as_bytes, image
 
+pytestmark = pytest.mark.whole
+
 SEARCHED_LONG = {
     "JPEG-lossy.dcm", "JPEG2000.dcm", "JPEG2000-embedded-sequence-delimiter.dcm", "JPGExtended.dcm", "examples_jpeg2k.dcm",
     "examples_palette.dcm", "examples_ybr_color.dcm", "image_dfl.dcm",

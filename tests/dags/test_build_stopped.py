@@ -21,6 +21,8 @@ from lumid.dags.progress import BuildProgress
 from lumid.pipeline.recipe_files import load_recipe
 from tests.dags.command import TIMEOUT_S, content, lumid, part_times, start, wait_for_parts
 
+pytestmark = pytest.mark.whole
+
 
 def test_kill_9_in_the_middle_and_again_gives_the_same_bytes(built_study: Path, recipe: Path, tmp_path: Path) -> None:
     out = tmp_path / "data"

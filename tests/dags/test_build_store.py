@@ -35,6 +35,8 @@ from tests.dags.command import TIMEOUT_S, content, lumid, start, stored
 from tests.fake_idc import s3_server
 from tests.servers import before, now_and_then
 
+pytestmark = pytest.mark.whole
+
 Bucket = tuple[str, Any]
 OF_ANOTHER = b'{"recipe_name": "other", "recipe_hash": "0", "phase": "scan", "batches": 0}'
 

@@ -10,6 +10,8 @@ import pytest
 
 from tests.dags.command import Command, lumid
 
+pytestmark = pytest.mark.whole
+
 
 def test_a_finished_build_says_so_and_touches_nothing(built_study: Path, recipe: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in built_study.rglob("*")}

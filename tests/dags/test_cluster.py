@@ -38,6 +38,8 @@ from lumid.pipeline.recipe_cluster import (
 )
 from lumid.pipeline.recipe_files import parse_recipe
 
+pytestmark = pytest.mark.whole
+
 SLURM = SlurmSettings(
     jobs=2, cores=4, memory_gb=16, interface="lo", queue="short", account="imaging", scratch="/scratch",
     directives=("--exclusive",), walltime="02:00:00",

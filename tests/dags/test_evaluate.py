@@ -18,6 +18,8 @@ from lumid.dags.cli.app import app
 from tests.factory import make_dataset
 from tests.model.runs import here
 
+pytestmark = pytest.mark.whole
+
 MODELS = ("random:test_vit", "random:test_resnet")
 
 

@@ -30,6 +30,8 @@ from lumid.dags.cluster import ClusterSettings
 from lumid.pipeline.recipe_cluster import KubernetesSettings
 from lumid.pipeline.recipe_files import parse_recipe
 
+pytestmark = pytest.mark.whole
+
 FOLDER = Path(__file__).parents[2] / "dags" / "examples"
 BATCH = sorted((FOLDER / "slurm").glob("*.sbatch"))
 BUILDS = [path for path in BATCH if path.name.startswith("build")]

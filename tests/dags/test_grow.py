@@ -54,6 +54,8 @@ from tests.dags.command import content, lumid, start, stored
 from tests.dicom import as_bytes, gradient, image
 from tests.fake_idc import s3_client, s3_server
 
+pytestmark = pytest.mark.whole
+
 KEYER = Keyer(PUBLIC_SECRET)
 BUCKET = "idc-growing"
 LONG_AGO = 1_600_000_000

@@ -19,6 +19,8 @@ from lumid.catalog.errors import LumidError
 from lumid.dags import local
 from lumid.dags.local import start_local
 
+pytestmark = pytest.mark.whole
+
 LIMIT_S = 60.0
 
 

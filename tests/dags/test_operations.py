@@ -41,6 +41,8 @@ from lumid.pipeline.recipe_files import load_recipe
 from lumid.pipeline.traffic import Traffic
 from tests.dags.command import TIMEOUT_S, lumid, start, wait_for_parts
 
+pytestmark = pytest.mark.whole
+
 Lines = list[dict[str, Any]]
 
 

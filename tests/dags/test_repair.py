@@ -26,6 +26,8 @@ from lumid.pipeline.recipe import Recipe, SelectSettings, ShardSettings
 from lumid.pipeline.recipe_files import make_recipe
 from tests.dicom import as_bytes, gradient, image
 
+pytestmark = pytest.mark.whole
+
 Mend = Callable[[Path, Recipe], Repaired]
 SERIES = ("1.2.1", "1.2.2", "1.2.3", "1.2.4")
 

@@ -19,6 +19,8 @@ from lumid.model.parallel import micro_batches
 from lumid.model.runs import read_run
 from tests.model.runs import RECIPE, command, here, lumid, metrics, weights
 
+pytestmark = pytest.mark.whole
+
 SHARDED = RECIPE + '[compute]\nparallel = "fsdp"\n'
 ACCUMULATED = '[compute]\nparallel = "{}"\nmicro_batch = 2\ncheckpoint_activations = true\n'
 

@@ -39,6 +39,8 @@ from lumid.model.stream import ImageStream, StreamSettings, StreamState, select
 from tests.factory import make_dataset
 from tests.model.runs import RECIPE, command, here, lumid, metrics, weights
 
+pytestmark = pytest.mark.whole
+
 SAME = ("samples", "loss", "loss_by_modality", "grad_norm", "lr", "epoch", "verdict")
 """Of a step, what does not depend on the clock."""
 

@@ -11,6 +11,8 @@ from tests.security.campaign import seeds
 from tests.security.campaign.readers import KINDS
 from tests.security.campaign.run import LONGEST_S, campaign, tried
 
+pytestmark = pytest.mark.whole
+
 FEW = {kind: 4 if kind in ("dataset", "run") else 12 for kind in KINDS}
 
 

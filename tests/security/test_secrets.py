@@ -29,6 +29,8 @@ from lumid.pipeline.recipe_files import parse_recipe, with_overrides
 from tests.dicom import as_bytes, gradient, image
 from tests.soak.site import ROOT
 
+pytestmark = pytest.mark.whole
+
 HELD = """
 import os, time
 from lumid.pipeline import parse
