@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 
 import duckdb
 import pyarrow as pa
@@ -36,22 +37,23 @@ def connect(where: Anywhere, *, finished: bool = True) -> duckdb.DuckDBPyConnect
         },
     )
     try:
-        if tables.store is not None:
-            connection.register_filesystem(StoreFiles(tables.store, tables.stored))
-        keys = [] if place.subset is None else [_literal(str(place.subset.resolve()))]
-        catalog = [_pattern(name, tables) for name in tables.catalog]
-        rejects = [] if place.subset is not None else [_pattern(name, tables) for name in tables.rejects]
-        # DuckDB asks for leave twice: for the pattern that it is given, and for the file that it opens
-        plain = [f"{SCHEME}://{name}" for name in tables.stored] or [*tables.catalog, *tables.rejects]
-        plain += [] if place.subset is None else [str(place.subset.resolve())]
-        connection.execute(f"SET allowed_paths = {_text_list([*plain, *catalog, *rejects, *keys])}")
-        # a finished catalog does not change: what the files say of themselves is read once
-        connection.execute("SET GLOBAL parquet_metadata_cache = true")
-        connection.execute("SET enable_external_access = false")
-        connection.execute("SET lock_configuration = true")
-        within = "" if place.subset is None else _within(keys[0], read_note(place.subset).modalities)
-        _view(connection, "catalog", catalog, CATALOG, within)
-        _view(connection, "rejects", rejects, REJECTS)
+        with stoppable(connection):
+            if tables.store is not None:
+                connection.register_filesystem(StoreFiles(tables.store, tables.stored))
+            keys = [] if place.subset is None else [_literal(str(place.subset.resolve()))]
+            catalog = [_pattern(name, tables) for name in tables.catalog]
+            rejects = [] if place.subset is not None else [_pattern(name, tables) for name in tables.rejects]
+            # DuckDB asks for leave twice: for the pattern that it is given, and for the file that it opens
+            plain = [f"{SCHEME}://{name}" for name in tables.stored] or [*tables.catalog, *tables.rejects]
+            plain += [] if place.subset is None else [str(place.subset.resolve())]
+            connection.execute(f"SET allowed_paths = {_text_list([*plain, *catalog, *rejects, *keys])}")
+            # a finished catalog does not change: what the files say of themselves is read once
+            connection.execute("SET GLOBAL parquet_metadata_cache = true")
+            connection.execute("SET enable_external_access = false")
+            connection.execute("SET lock_configuration = true")
+            within = "" if place.subset is None else _within(keys[0], read_note(place.subset).modalities)
+            _view(connection, "catalog", catalog, CATALOG, within)
+            _view(connection, "rejects", rejects, REJECTS)
     except (duckdb.Error, UnicodeDecodeError):  # the latter where DuckDB's error quotes what is no text
         connection.close()
         raise DatasetError(
@@ -110,6 +112,38 @@ def _literal(path: str) -> str:
     return re.sub(r"[*?\[]", r"[\g<0>]", path)
 
 
+@contextmanager
+def stoppable(connection: duckdb.DuckDBPyConnection) -> Iterator[None]:
+    """DuckDB says RuntimeError where a signal's handler raised something while it was at work: that is raised instead.
+
+    Its threads would go on with what they are at, and whoever closes the connection wait for them.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        cause = error.__cause__
+        if cause is not None and not isinstance(cause, Exception):
+            connection.interrupt()
+            raise cause from None
+        raise
+
+
+def cast_rows(table: pa.Table, names: Sequence[str]) -> pa.Table:
+    """Columns of the catalog under their own types.
+
+    Raises :class:`DatasetError` where one lacks what every sample of a finished data set has, or is of another type.
+    """
+    schema = pa.schema([CATALOG.field(name) for name in names])
+    try:
+        found = table.select(list(names)).cast(pa.schema([field.with_nullable(True) for field in schema]))
+    except (pa.ArrowException, ValueError):
+        found = None
+    needed = [field.name for field in schema if not field.nullable or field.name == "shard"]
+    if found is None or any(found[name].null_count for name in needed):
+        raise DatasetError("the catalog has rows that are not those of images: run `lumid verify`")
+    return found.cast(schema)
+
+
 def ask(connection: duckdb.DuckDBPyConnection, sql: str) -> pa.Table:
     """The answer to one SELECT (or FROM, WITH, DESCRIBE, SUMMARIZE) over the views of :func:`connect`.
 
@@ -117,13 +151,15 @@ def ask(connection: duckdb.DuckDBPyConnection, sql: str) -> pa.Table:
     anything but a question; :class:`DatasetError` when a file of the catalog turns out to be damaged.
     """
     try:
-        statements = connection.extract_statements(sql)
-        if len(statements) != 1 or statements[0].type != duckdb.StatementType.SELECT:
-            raise UsageError("the query must be one SELECT statement; nothing can be written, attached or set")
-        return connection.sql(sql).to_arrow_table()
+        with stoppable(connection):
+            statements = connection.extract_statements(sql)
+            if len(statements) != 1 or statements[0].type != duckdb.StatementType.SELECT:
+                raise UsageError("the query must be one SELECT statement; nothing can be written, attached or set")
+            return connection.sql(sql).to_arrow_table()
     except duckdb.Error as error:
         damaged = (
-            isinstance(error, duckdb.IOException | duckdb.SerializationException) or "parquet" in str(error).lower()
+            isinstance(error, duckdb.IOException | duckdb.SerializationException)
+            or "parquet" in str(error).split("\n\n")[0].lower()
         )
         if damaged and not isinstance(error, duckdb.PermissionException):
             raise DatasetError(
@@ -133,10 +169,5 @@ def ask(connection: duckdb.DuckDBPyConnection, sql: str) -> pa.Table:
         raise UsageError(explain(error, sql)) from None
     except UnicodeDecodeError:  # an error of DuckDB's that quotes what is no text
         raise DatasetError("a file of the catalog cannot be read (damaged); build the data set again") from None
-    except RuntimeError as error:
-        cause = error.__cause__
-        if cause is not None and not isinstance(cause, Exception):  # DuckDB's word for what a signal's handler raised
-            raise cause from None
-        raise
     except AttributeError:
         raise UsageError("the statement gives no rows; ask with SELECT") from None

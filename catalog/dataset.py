@@ -20,7 +20,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from lumid.catalog.codecs import decode
-from lumid.catalog.connect import ask, connect
+from lumid.catalog.connect import ask, cast_rows, connect
 from lumid.catalog.errors import DatasetError, UsageError
 from lumid.catalog.find import Member, find_sample, read_found
 from lumid.catalog.keys import KEY_DIGITS
@@ -227,7 +227,7 @@ class Dataset:
         chosen = ", ".join(f'"{name}"' for name in names)
         last = "" if limit is None else f" LIMIT {int(limit)}"
         table = self.query(f"SELECT {chosen} FROM catalog ORDER BY {order_by}{last}")
-        return table.cast(pa.schema([CATALOG.field(name) for name in names]))
+        return cast_rows(table, names)
 
     def _shard_of(self, key: str) -> Shard:
         at = bisect.bisect_left(self._last_keys, key)

@@ -30,6 +30,7 @@ import pyarrow.compute as pc
 from lumid._version import __version__
 from lumid.catalog.catalog_files import CATALOG_CHUNK_ROWS, write_catalog_rows
 from lumid.catalog.cite import write_citations
+from lumid.catalog.connect import cast_rows
 from lumid.catalog.errors import DatasetError, UsageError
 from lumid.catalog.fingerprint import catalog_hash
 from lumid.catalog.json_files import read_json
@@ -168,6 +169,7 @@ def _plan(
 ) -> _Plan:
     last = "" if limit is None else f" LIMIT {int(limit)}"
     index = ask(connection, f'SELECT key, "length" FROM catalog{where_clause(condition)} ORDER BY key{last}')
+    index = cast_rows(index, ("key", "length"))
     total = index.num_rows
     if total == 0:
         raise UsageError("nothing to extract: " + "; ".join(why_empty(place, condition) or ("no sample",)))
@@ -189,11 +191,12 @@ def _chunk_rows(connection: duckdb.DuckDBPyConnection, plan: _Plan, chunk: range
     last = first + sum(plan.counts[number] for number in chunk) - 1
     between = f"key BETWEEN {text(plan.keys[first])} AND {text(plan.keys[last])}"
     table = ask(connection, f"SELECT * FROM catalog{where_clause(all_of(condition, between))} ORDER BY key")
+    table = cast_rows(table, CATALOG.names)
     if table["key"].to_pylist() != plan.keys[first : last + 1]:
         raise UsageError(
             "the condition does not choose the same samples every time; leave random() and the like out of it"
         )
-    return table.cast(CATALOG)
+    return table
 
 
 def _write_shards(

@@ -33,18 +33,33 @@ def explain(error: duckdb.Error, sql: str) -> str:
         return f"no table {table[1]!r}; there are catalog and rejects"
     if isinstance(error, duckdb.PermissionException):
         return "the query may read the tables catalog and rejects and nothing else"
-    return f"the query was not understood: {_without_values(first, sql)}"
+    if isinstance(error, OF_THE_QUESTION):
+        return f"the query was not understood: {first}"
+    return _of_a_value(message)
 
 
-def _without_values(message: str, sql: str) -> str:
-    """DuckDB's words without what they quote of the data: of those in quotes, only the question's own.
+OF_THE_QUESTION = (duckdb.ParserException, duckdb.SyntaxException, duckdb.BinderException, duckdb.CatalogException)
+"""Errors that come before any row is read; the words of all others can hold what the rows hold, in any form."""
+TYPES = {
+    "INT8": "TINYINT", "INT16": "SMALLINT", "INT32": "INTEGER", "INT64": "BIGINT", "INT128": "HUGEINT", "BOOL": "BOOLEAN",
+} | {name: name for name in (
+    "TINYINT", "SMALLINT", "INTEGER", "BIGINT", "HUGEINT", "DOUBLE", "FLOAT", "DECIMAL", "BOOLEAN", "DATE", "TIMESTAMP",
+    "TIME", "INTERVAL", "JSON", "UUID", "BLOB",
+)}  # fmt: skip
 
-    >>> _without_values("Could not convert string 'HEAD' to DOUBLE", "SELECT body_part::DOUBLE FROM catalog")
-    'Could not convert string … to DOUBLE'
-    >>> _without_values("Could not convert string 'x' to INT32", "SELECT 'x'::INTEGER")
-    "Could not convert string 'x' to INT32"
+
+def _of_a_value(message: str) -> str:
+    """That a value does not fit, in our own words.
+
+    >>> _of_a_value("Conversion Error: Could not convert string 'HEAD' to DOUBLE")
+    'a value cannot be turned into what the query wants, DOUBLE; TRY_CAST(… AS DOUBLE) gives NULL for such'
     """
-    return re.sub(r"'([^']*)'", lambda quoted: quoted[0] if quoted[1] in sql else "…", message)
+    named = [TYPES[word] for word in re.findall(r"[A-Z]+[0-9]*", message) if word in TYPES]
+    if not named:
+        return (
+            "the query fails for some value of the data; leave such rows out with WHERE, or TRY(…) gives NULL for them"
+        )
+    return f"a value cannot be turned into what the query wants, {named[-1]}; TRY_CAST(… AS {named[-1]}) gives NULL for such"
 
 
 def no_column(name: str, names: Sequence[str]) -> str:

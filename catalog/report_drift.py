@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import duckdb
 
 from lumid.catalog.collections import collections
+from lumid.catalog.connect import ask
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,10 +29,12 @@ class Drift:
 
 def drift(connection: duckdb.DuckDBPyConnection) -> tuple[Drift, ...]:
     """The collections of a catalog that the paper names, by name; none for a data set of something else."""
-    rows = connection.execute(
+    answer = ask(
+        connection,
         "SELECT collection, count(DISTINCT patient), list_sort(list(DISTINCT modality)) FROM catalog "
-        "GROUP BY collection ORDER BY collection"
-    ).fetchall()
+        "GROUP BY collection ORDER BY collection",
+    )
+    rows = zip(*(column.to_pylist() for column in answer.columns), strict=True)
     known = collections()
     found = []
     for name, patients, modalities in rows:

@@ -18,11 +18,11 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from lumid.catalog.codecs import Pixels, decode, encode
+from lumid.catalog.connect import cast_rows
 from lumid.catalog.errors import DatasetError, UsageError
 from lumid.catalog.layout import atomic_file, storage_errors
 from lumid.catalog.places import Anywhere, Shards
 from lumid.catalog.query import all_of, ask, connect, count_samples, text, where_clause, why_empty
-from lumid.catalog.schema import CATALOG
 
 RGB = npt.NDArray[np.uint8]
 """``uint8 [rows, columns, 3]``."""
@@ -78,15 +78,7 @@ def image_rows(table: pa.Table) -> list[ImageRow]:
 
     Raises :class:`DatasetError` where one lacks what every image has, or has it of another type.
     """
-    schema = pa.schema([CATALOG.field(name) for name in IMAGE_COLUMNS])
-    try:
-        found = table.select(IMAGE_COLUMNS).cast(pa.schema([field.with_nullable(True) for field in schema]))
-    except (pa.ArrowException, ValueError):
-        found = None
-    needed = [field.name for field in schema if not field.nullable or field.name == "shard"]
-    if found is None or any(found[name].null_count for name in needed):
-        raise DatasetError("the catalog has rows that are not those of images: run `lumid verify`")
-    return [ImageRow(**row) for row in found.to_pylist()]
+    return [ImageRow(**row) for row in cast_rows(table, IMAGE_COLUMNS).to_pylist()]
 
 
 # ---- which samples

@@ -118,14 +118,14 @@ def _lock(root: AnyPath, work: Path) -> TextIO:
     """The file that whoever builds here holds locked."""
     path = work / CLAIM
     for patience in range(5, -1, -1):
-        (work / "parts").mkdir(parents=True, exist_ok=True)
-        file = path.open("w")
-        with contextlib.suppress(BlockingIOError, FileNotFoundError):
+        # whoever had it may take the folder away with it, at any moment
+        with contextlib.suppress(BlockingIOError, FileNotFoundError, FileExistsError), contextlib.ExitStack() as opened:
+            (work / "parts").mkdir(parents=True, exist_ok=True)
+            file = opened.enter_context(path.open("w"))
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # whoever had it may have taken the folder away with it
             if os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                opened.pop_all()
                 return file
-        file.close()
         if patience:  # `lumid status` has it for a moment
             time.sleep(0.1)
     raise _taken(root)
@@ -209,7 +209,7 @@ class Lease(Claim):
     def _beat(self) -> None:
         heard = time.monotonic()
         while not self._ended.wait(BEAT_S):
-            with contextlib.suppress(StorageError):
+            with contextlib.suppress(Exception):  # whatever it is, the store does not hear of us
                 if not self._write(self._tag):
                     self._lost.set()
                     return

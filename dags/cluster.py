@@ -110,13 +110,18 @@ def open_cluster(settings: ClusterSettings, scratch: Path, waiting: Waiting | No
         "distributed.admin.large-graph-warning-threshold": "1GB",
         **PROFILER_OFF,
     }
+    for name in (
+        "distributed",
+        "distributed.client",
+    ):  # what befalls workers, scheduler and connections is told by lumid
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     with dask.config.set(config), _told_when_lost():
         where = _where(settings)
         if isinstance(where, SchedulerSettings) or settings.scheduler:
             with _join(settings, where) as client:
                 limit = where.wait_minutes if isinstance(where, SchedulerSettings) else WAIT_MINUTES
                 _await_worker(client, "scheduler", limit, waiting)
-                client.register_plugin(QuietWorker(own_process=False))
+                _prepare(client, own_process=False)
                 yield client
             return
         if not isinstance(where, LocalSettings):
@@ -125,13 +130,25 @@ def open_cluster(settings: ClusterSettings, scratch: Path, waiting: Waiting | No
                 Client(remote, set_as_default=False) as client,
             ):
                 _await_worker(client, where.kind, where.wait_minutes, waiting)
-                client.register_plugin(QuietWorker(own_process=True))
+                _prepare(client, own_process=True)
                 yield client
             return
         workers, threads = where.workers or default_workers(), 2 if settings.ahead else 1
         with start_local(workers, threads, scratch) as cluster, Client(cluster, set_as_default=False) as client:
-            client.register_plugin(QuietWorker(own_process=True))
+            _prepare(client, own_process=True)
             yield client
+
+
+def _prepare(client: Client, *, own_process: bool) -> None:
+    """Prepare all workers, those that come later too. Raises :class:`LumidError` when one of them cannot load lumid."""
+    try:
+        client.register_plugin(QuietWorker(own_process))
+    except (ClosedClientError, OSError):
+        raise
+    except Exception:  # what a worker raised, with its words
+        raise LumidError(
+            "a worker cannot load lumid: each needs this version of it and the libraries that come with it; see docs/clusters.md"
+        ) from None
 
 
 @contextmanager
@@ -170,8 +187,6 @@ def _where(settings: ClusterSettings) -> AnyCluster:
 
 def _join(settings: ClusterSettings, where: AnyCluster) -> Client:
     """A client of a scheduler that runs already; a ``tls://`` one is met with the recipe's certificates."""
-    for name in ("distributed", "distributed.client"):  # of a scheduler that is lost, the build has a line of its own
-        logging.getLogger(name).setLevel(logging.CRITICAL)
     address = settings.scheduler or (where.address if isinstance(where, SchedulerSettings) else "")
     security = security_of(where)
     if address.startswith("tls://") and security is None and not dask.config.get("distributed.comm.tls.ca-file", None):
@@ -186,6 +201,6 @@ def _join(settings: ClusterSettings, where: AnyCluster) -> Client:
 
 
 def slots(client: Client) -> int:
-    """How many tasks the cluster runs at once."""
+    """How many tasks the cluster runs at once: none while it has no worker."""
     threads: int = sum(client.nthreads().values())
-    return max(1, threads)
+    return threads

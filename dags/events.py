@@ -96,12 +96,15 @@ EVENTS: Mapping[str, tuple[int, tuple[str, ...]]] = {
     "workers_awaited": (logging.INFO, ("cluster", "seconds")),
     "cluster_joined": (logging.INFO, ("workers", "dashboard")),
     "worker_joined": (logging.INFO, ("worker",)),
+    "worker_left": (logging.INFO, ("worker", "tasks")),
+    "workers_gone": (logging.WARNING, ()),
     "worker_lost": (logging.WARNING, ("worker", "tasks")),
     "phase_begun": (logging.INFO, ("phase", "done", "total")),
     "progress": (logging.INFO, ("phase", "done", "total", "running", "workers")),
     "phase_ended": (logging.INFO, ("phase", "seconds")),
     "resumed": (logging.INFO, ("batches", "rejected")),
     "task_begun": (logging.INFO, ("task", "worker", "attempt")),
+    "task_dropped": (logging.INFO, ("task",)),
     "task_done": (logging.INFO, ("task", "worker", "seconds", "requests")),
     "batch_done": (
         logging.INFO,
@@ -214,6 +217,11 @@ class EventLog:
             self._end("build_failed", error=type(error).__name__, message=str(error))
             raise
         except Exception as error:  # its text may quote a header
+            if error.__cause__ is not None and not isinstance(
+                error.__cause__, Exception
+            ):  # a library's word for a signal
+                self._end("build_stopped")
+                raise error.__cause__ from None
             place = f"lumid failed ({type(error).__name__} at {place_of(error)})"
             self._end("build_failed", error=type(error).__name__, message=place)
             raise

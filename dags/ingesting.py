@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Container, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from itertools import zip_longest
 
@@ -149,13 +150,14 @@ def _shared(
     ]
     found: dict[str, tuple[Piece, ...]] = {}
     in_vain = 0
-    for name, parts in run_tasks(client, tasks, watch=progress.tasks):
-        batch = batch_of[name]
-        in_vain = 0 if parts else in_vain + 1
-        if parts:
-            found[batch.id] = divide(batch, parts)
-        elif in_vain == DIVISIONS_IN_VAIN:
-            break
+    with closing(run_tasks(client, tasks, watch=progress.tasks)) as divided:
+        for name, parts in divided:
+            batch = batch_of[name]
+            in_vain = 0 if parts else in_vain + 1
+            if parts:
+                found[batch.id] = divide(batch, parts)
+            elif in_vain == DIVISIONS_IN_VAIN:
+                break
     return found
 
 

@@ -73,7 +73,7 @@ def pack(
     write_state(layout, phase="pack")
     folder = _packed_folder(layout, lock, parts)
     data, cuts = folder if isinstance(layout.root, Path) else layout.root, folder / "cuts"
-    groups = group_parts(parts, GROUPS_PER_SLOT * slots(client))
+    groups = group_parts(parts, GROUPS_PER_SLOT * max(1, slots(client)))
     exact = recipe.select.exact_duplicates
     read = [(f"index-{one.number}", index_task, (one, exact)) for one in groups]
     progress.begin_index(len(groups))

@@ -43,7 +43,7 @@ class BuildProgress:
 
     def __init__(self, console: Console, events: EventLog | None = None) -> None:
         self.events = events or EventLog()
-        self.tasks = TaskWatch(self.events)
+        self.tasks = TaskWatch(self.events, self.note)
         self._batches_done = self._batches = 0
         self._console = console
         self._bars = Progress(
@@ -136,8 +136,6 @@ class BuildProgress:
     def ingested(self, batch: Batch, account: PartAccount, rejects: Mapping[str, int]) -> None:
         """One more batch has its part; ``rejects`` by reason code."""
         worker, attempt = self.tasks.done_by(batch.id)
-        if worker is None:  # several shared it
-            worker, attempt = self.tasks.done_by(f"{batch.id}-join")
         self.events.tell(
             "batch_done", batch=batch.id, worker=worker, attempt=attempt, seconds=account.seconds,
             series=len(account.series), objects=account.objects, frames=account.planned, kept=account.kept,

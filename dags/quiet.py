@@ -5,6 +5,7 @@ The text of an exception can quote a header, and a core dump holds all of memory
 
 from __future__ import annotations
 
+import logging
 import sys
 import threading
 
@@ -14,6 +15,8 @@ def keep_quiet() -> None:
     sys.excepthook = lambda _kind, error, _trace: _say(error)
     threading.excepthook = lambda caught: _say(caught.exc_value)
     sys.unraisablehook = lambda caught: _say(caught.exc_value)
+    # what asyncio logs of a connection that is cut while it is asked something ends in a traceback
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL + 1)
     try:
         import resource
     except ImportError:  # not on this system

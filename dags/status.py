@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from lumid.catalog.errors import DatasetError
 from lumid.catalog.layout import Layout, read_manifest
 from lumid.catalog.paths import AnyPath, StorePath, changed_at, sizes
 from lumid.dags import claim
@@ -102,7 +103,12 @@ def status(root: AnyPath) -> Status:
     # what a finished data set lacks may be on its way
     if (layout.manifest.is_file() and not running) or not layout.state.is_file():
         return _finished(layout)
-    state = read_state(layout)
+    try:
+        state = read_state(layout)
+    except DatasetError:
+        if layout.state.is_file():
+            raise
+        return _finished(layout)  # it has ended just now
     run = _Run.of(read_events(layout.log))
     batches = _batches(layout, state.get("batch_ids", []), run)
     counts = list(batches.values())
@@ -125,7 +131,7 @@ def status(root: AnyPath) -> Status:
         planned=sum(one.frames for one in counts),
         kept=sum(one.kept for one in counts),
         rejected=sum(one.rejected for one in counts),
-        seconds_left=run.seconds_left(now, len(counts), state["batches"]) if running else None,
+        seconds_left=run.seconds_left(now, state["batches"] - len(counts)) if running else None,
         rejects=dict(total.most_common()),
         phase_done=run.phase_done,
         phase_total=run.phase_total,
@@ -241,9 +247,9 @@ class _Run:
                 self.phase, self.workers, self.dashboard = "", said["workers"], said.get("dashboard")
             case "worker_joined":
                 self.workers += 1
-            case "worker_lost":
-                self.workers -= 1
-                self.workers_lost += 1
+            case "worker_lost" | "worker_left":
+                self.workers = max(0, self.workers - 1)
+                self.workers_lost += event.name == "worker_lost"
                 for name in said.get("tasks", ()):
                     self.running.pop(name, None)
             case "phase_begun":
@@ -253,12 +259,15 @@ class _Run:
                 if self.phase == "ingest":
                     self.ingest_begun = event.time
             case "progress":
-                self.phase_done, self.workers = said["done"], said.get("workers", self.workers)
+                self.workers = said.get("workers", self.workers)
+                self.phase_done = said["done"] if said["phase"] == self.phase else self.phase_done
             case "phase_ended":
                 self.phase_done = self.phase_total
             case "task_begun":
                 self.running[said["task"]] = Running(said["task"], None, said["worker"], event.time, said["attempt"])
                 self.retried += said["attempt"] > 1
+            case "task_dropped":
+                self.running.pop(said["task"], None)
             case "task_done":
                 self.running.pop(said["task"], None)
                 self.phase_done += self.phase in ("index", "pack")
@@ -292,16 +301,20 @@ class _Run:
             round(sum(one.bytes for one in done) / 1e6 / seconds, 3),
         )
 
-    def seconds_left(self, now: float, done: int, batches: int) -> float | None:
-        """Of the phase, by what was done in this run, of late where it has gone on for long."""
-        if self.phase == "ingest" and self.ingest_begun is not None:
-            begin = max(now - RECENT_S, self.ingest_begun)
-            recent = sum(one.at >= begin for one in self.done)
-            return round((batches - done) * (now - begin) / recent, 1) if recent else None
-        made = self.phase_done - self.phase_at_first
-        if self.phase_total == 0 or made <= 0:
+    def seconds_left(self, now: float, batches: int) -> float | None:
+        """Of the phase, by what was done in this run, of late where it has gone on for long; ``batches`` are to be made.
+
+        Objects count, as they do for the share that is done; batches where the archive does not say how many there are.
+        """
+        begin, left, made = self.phase_begun, self.phase_total - self.phase_done, self.phase_done - self.phase_at_first
+        if self.phase == "ingest" and now - begin > RECENT_S:
+            begin = now - RECENT_S
+            made = sum(one.objects for one in self.done if one.at >= begin)
+        if self.phase == "ingest" and self.phase_total == 0:
+            left, made = batches, sum(one.at >= begin for one in self.done)
+        if made <= 0 or (self.phase_total == 0 and self.phase != "ingest"):
             return None
-        return round((self.phase_total - self.phase_done) * (now - self.phase_begun) / made, 1)
+        return round(max(0, left) * (now - begin) / made, 1)
 
 
 def _batches(layout: Layout[AnyPath], batches: Sequence[str], run: _Run) -> dict[str, _Batch]:
@@ -366,7 +379,7 @@ def _is_running(layout: Layout[AnyPath]) -> bool:
         return changed is not None and abs(time.time() - changed) < claim.SILENT_S
     try:
         with place.open("r") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
     except OSError:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import CancelledError
 from contextlib import suppress
 from dataclasses import dataclass
@@ -63,13 +63,21 @@ class Watch(Protocol):
         """A task's result is here."""
         ...
 
+    def dropped(self, name: str) -> None:
+        """Nobody wants a task's result any more."""
+        ...
+
+    def deserted(self) -> None:
+        """There is no worker left that a task could be handed to."""
+        ...
+
 
 def run_tasks(
     client: Client,
     tasks: Iterable[Task],
     on_killed: Callable[[str], Any] | None = None,
     watch: Watch | None = None,
-) -> Iterator[tuple[str, Any]]:
+) -> Generator[tuple[str, Any], None, None]:
     """Run tasks of (name, function, arguments) and yield (name, result) as they finish.
 
     One is handed out when there is a place for it: neither the scheduler nor memory grows with the plan, none waits at
@@ -139,8 +147,11 @@ class _Running:
         if time.monotonic() - self._counted >= COUNT_EVERY_S:
             self._counted = time.monotonic()
             with suppress(Exception):  # of a scheduler that is gone, the futures tell
-                self._places = slots(self._client)
-        while len(self._running) < self._places and (task := next(self._tasks, None)) is not None:
+                before, self._places = self._places, slots(self._client)
+                if before and not self._places and self._watch:
+                    self._watch.deserted()
+        # where there is no worker, one task waits for it
+        while len(self._running) < max(1, self._places) and (task := next(self._tasks, None)) is not None:
             self.submit(task)
 
     def next(self) -> tuple[Task, Future[Told]] | None:
@@ -155,9 +166,11 @@ class _Running:
 
     def cancel(self) -> None:
         """End what still runs."""
-        for _, future in self._running.values():
-            with suppress(Exception):
-                future.cancel()
+        with suppress(Exception):
+            self._client.cancel([future for _, future in self._running.values()])
+        if self._watch:
+            for (name, _, _), _ in self._running.values():
+                self._watch.dropped(name)
 
 
 def key_of(name: str, function: Callable[..., Any]) -> str:

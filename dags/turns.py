@@ -20,8 +20,10 @@ _turns = _Turns()
 
 def set_threads(threads: int) -> None:
     """How many tasks this process runs at once. Half of them may compute; to be called before any does."""
-    _turns.threads = max(1, threads)
-    _turns.free = threading.Semaphore(max(1, threads // 2))
+    threads = max(1, threads)
+    if threads != _turns.threads:  # else another build's tasks may hold some of them
+        _turns.threads = threads
+        _turns.free = threading.Semaphore(max(1, threads // 2))
 
 
 def share() -> float:

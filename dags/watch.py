@@ -6,7 +6,7 @@ import secrets
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +29,8 @@ DASK_TOPIC = "all"
 class TaskWatch:
     """The tasks of one build: which run, where, and how often each was begun. Told from several threads."""
 
-    def __init__(self, events: EventLog) -> None:
+    def __init__(self, events: EventLog, say: Callable[[str], None] = lambda _: None) -> None:
+        self._say = say
         self.topic = f"lumid-{secrets.token_hex(8)}"
         self._events = events
         self._lock = threading.Lock()
@@ -63,13 +64,14 @@ class TaskWatch:
         action = said.get("action") if isinstance(said, dict) else None
         if action == "add-worker":
             self._events.tell("worker_joined", worker=said.get("worker"))
-        elif action == "remove-worker" and not said.get("expected"):
+        elif action == "remove-worker":
             tasks = [name_of(key) for key in said.get("processing-tasks", ())]
             with self._lock:  # a worker that dies at once may not have said what it had begun with
                 lost = [name for name in tasks if name in self._given]  # others' tasks have names of their own
                 for name in lost:
                     self._running.pop(name, None)
-            self._events.tell("worker_lost", worker=said.get("worker"), tasks=lost)
+            how = "worker_left" if said.get("expected") else "worker_lost"
+            self._events.tell(how, worker=said.get("worker"), tasks=lost)
 
     def ended(self, name: str, told: Told) -> None:
         """A task's result is here."""
@@ -79,10 +81,30 @@ class TaskWatch:
             self._workers[name] = told.worker
         self._events.tell("task_done", task=name, worker=told.worker, seconds=told.seconds, requests=told.traffic)
 
-    def done_by(self, name: str) -> tuple[str | None, int]:
-        """The worker that has done a task, and at which attempt."""
+    def dropped(self, name: str) -> None:
+        """Nobody wants a task's result any more."""
         with self._lock:
-            return self._workers.pop(name, None), self._attempts.pop(name, 0)
+            self._given.discard(name)
+            self._running.pop(name, None)
+        self._events.tell("task_dropped", task=name)
+
+    def deserted(self) -> None:
+        """There is no worker left."""
+        self._events.tell("workers_gone")
+        self._say("no worker is left: waiting for others to join; what is finished is kept, also when you stop here")
+
+    def done_by(self, name: str) -> tuple[str | None, int]:
+        """The worker that has done a task, and at which attempt; of what several shared, or what was tried again without
+        the objects that killed its worker, the one that did the last of it."""
+        with self._lock:
+            attempt = self._attempts.pop(name, 0)
+            worker = self._workers.pop(name, None)
+            if worker is None:
+                others = [one for one in self._workers if one.startswith((f"{name}-join", f"{name}-without-"))]
+                for other in others:
+                    worker = self._workers.pop(other)
+                    attempt = attempt or self._attempts.pop(other, 0)
+            return worker, attempt
 
 
 @contextmanager
@@ -108,9 +130,10 @@ def watching(client: Client, progress: BuildProgress, name: str) -> Iterator[Non
                     tell_progress()
 
         def tell_progress() -> None:
-            state, workers = progress.state, None
+            workers = None
             with suppress(Exception):  # a scheduler that is gone is told of by whoever waits for a result
                 workers = len(client.nthreads())
+            state = progress.state  # after the question, which can take a while
             events.tell("progress", phase=state.phase, done=state.done, total=state.total, running=tasks.running, workers=workers)  # fmt: skip
 
         teller = threading.Thread(target=keep_telling, name="lumid-progress", daemon=True)

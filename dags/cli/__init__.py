@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
+import threading
 from types import FrameType
 from typing import NoReturn
 
@@ -19,12 +21,21 @@ class Stopped(BaseException):
 
     def __init__(self, number: int) -> None:
         super().__init__()
+        self.number = number
         self.exit_code = 128 + number
 
 
 def _stop(number: int, _frame: FrameType | None) -> None:
     signal.signal(number, signal.SIG_IGN)  # once is enough: what cleans up must not be interrupted
     raise Stopped(number)
+
+
+def _ask_again(stopped: Stopped) -> None:
+    """Python drops what is raised while it clears an object away; the signal is sent anew, to meet something else."""
+    signal.signal(stopped.number, _stop)
+    again = threading.Timer(0.02, os.kill, (os.getpid(), stopped.number))
+    again.daemon = True
+    again.start()
 
 
 def _say_stopped(stopped: Stopped) -> NoReturn:
@@ -37,6 +48,10 @@ def main() -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _stop)
     keep_quiet()
+    say = sys.unraisablehook
+    sys.unraisablehook = lambda caught: (
+        _ask_again(caught.exc_value) if isinstance(caught.exc_value, Stopped) else say(caught)
+    )
     try:
         _run()
     except LumidError as error:

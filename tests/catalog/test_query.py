@@ -157,6 +157,11 @@ def test_mistakes_get_one_line_with_a_hint(built: Path, sql: str, hint: str) -> 
     assert "\n" not in str(caught.value)
 
 
+def test_a_column_that_is_named_parquet_is_no_damage(built: Path) -> None:
+    with pytest.raises(UsageError, match="TRY_CAST"):
+        run_sql(built, "SELECT modality::INTEGER AS parquet FROM catalog")
+
+
 def test_unknown_column_of_read_catalog(built: Path) -> None:
     with pytest.raises(UsageError, match="did you mean key"):
         read_catalog(built, columns=["keys"])

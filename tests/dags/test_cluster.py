@@ -8,11 +8,12 @@ import itertools
 import os
 import re
 import signal
+import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -26,8 +27,10 @@ from distributed.comm.core import CommClosedError
 from lumid.catalog.errors import LumidError, RecipeError
 from lumid.dags import tasks as running
 from lumid.dags.cluster import ClusterSettings, open_cluster
+from lumid.dags.events import EventLog
 from lumid.dags.remote import kubernetes_spec, security_of, slurm, start_remote
 from lumid.dags.tasks import Task, run_tasks
+from lumid.dags.watch import TaskWatch
 from lumid.pipeline.recipe_cluster import (
     AnyCluster,
     KubernetesSettings,
@@ -387,6 +390,61 @@ def test_a_task_is_handed_out_for_each_place_and_no_more() -> None:
     assert held[:8] == [2] * 8
     assert max(busy) == 1
     assert prefixes == {"timed"}, "Dask counts by what tasks do, however many there are"
+
+
+def test_tasks_that_nobody_wants_any_more_are_not_running(tmp_path: Path) -> None:
+    tasks = [(f"b{number}", timed_task, (1.0 if number else 0.0,)) for number in range(4)]
+    watch = TaskWatch(EventLog())
+    with _cluster(2) as (cluster, client):
+        client.subscribe_topic(watch.topic, watch.heard)
+        with closing(run_tasks(client, tasks, watch=watch)) as stream:
+            next(stream)
+            while watch.running < 2:
+                time.sleep(0.01)
+        assert watch.running == 0
+        deadline = time.monotonic() + 20
+        while cluster.scheduler.tasks and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert not cluster.scheduler.tasks
+
+
+def test_that_no_worker_is_left_is_said_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    counted = itertools.chain([1], itertools.repeat(0, 20), itertools.repeat(1))
+    monkeypatch.setattr(running, "COUNT_EVERY_S", 0.1)
+    monkeypatch.setattr(running, "slots", lambda _: next(counted))
+    said: list[str] = []
+    tasks = [(f"b{number}", timed_task, (0.3,)) for number in range(6)]
+    with _cluster(1) as (_, client):
+        assert len(list(run_tasks(client, tasks, watch=TaskWatch(EventLog(), said.append)))) == 6
+    assert len(said) == 1
+    assert said[0].startswith("no worker is left: waiting")
+
+
+def test_a_worker_without_lumid_is_named(tmp_path: Path) -> None:
+    with LocalCluster(n_workers=0, protocol="tcp", host="127.0.0.1", dashboard_address=None) as cluster:
+        hidden = "import sys; sys.modules['lumid'] = None; from distributed.cli.dask_worker import main; main()"
+        options = [
+            "--no-nanny",
+            "--nthreads",
+            "1",
+            "--no-dashboard",
+            "--host",
+            "127.0.0.1",
+            "--local-directory",
+            str(tmp_path),
+        ]
+        worker = subprocess.Popen(
+            [sys.executable, "-c", hidden, cluster.scheduler_address, *options], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )  # fmt: skip
+        try:
+            with (
+                pytest.raises(LumidError, match="a worker cannot load lumid"),
+                open_cluster(ClusterSettings(cluster.scheduler_address), tmp_path),
+            ):
+                pass
+        finally:
+            worker.kill()
+            worker.wait(30)
 
 
 def test_workers_that_come_later_are_given_tasks() -> None:

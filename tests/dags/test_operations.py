@@ -19,12 +19,14 @@ import pytest
 from distributed import Client
 from rich.console import Console
 
-from lumid.catalog.errors import LumidError, StorageError, UsageError
+from lumid.catalog.errors import DatasetError, LumidError, StorageError, UsageError
 from lumid.catalog.layout import Layout, Manifest, storage_errors
 from lumid.catalog.paths import sizes
 from lumid.dags import progress as progress_module
+from lumid.dags import status as status_module
 from lumid.dags import watch
 from lumid.dags.build import build
+from lumid.dags.claim import remove_work
 from lumid.dags.cli.build import log_to
 from lumid.dags.cluster import ClusterSettings
 from lumid.dags.events import EVENTS, FIELDS, EventLog, read_events
@@ -34,16 +36,24 @@ from lumid.dags.progress import BuildProgress
 from lumid.dags.state import write_state
 from lumid.dags.status import Status, status
 from lumid.dags.status_view import view
-from lumid.dags.tasks import key_of
+from lumid.dags.tasks import Told, key_of
 from lumid.dags.watch import TaskWatch
 from lumid.pipeline.parts import PartFiles, finished_parts, read_account
 from lumid.pipeline.recipe_files import load_recipe
 from lumid.pipeline.traffic import Traffic
+from tests.catalog.sound import make_sound
 from tests.dags.command import TIMEOUT_S, lumid, start, wait_for_parts
 
 pytestmark = pytest.mark.whole
 
 Lines = list[dict[str, Any]]
+
+
+def _library_word() -> RuntimeError:
+    """As DuckDB has it where the handler of a signal raises something."""
+    error = RuntimeError("Query interrupted")
+    error.__cause__ = KeyboardInterrupt()
+    return error
 
 
 def lines_of(path: Path) -> Lines:
@@ -139,6 +149,7 @@ def test_a_log_is_appended_to_and_a_torn_line_stays_alone(tmp_path: Path) -> Non
         (OSError(errno.ENOSPC, "Doe"), [("disk_full", "no space left while"), ("build_failed", "no space left while")]),
         (ValueError("Doe^Jane"), [("build_failed", "lumid failed (ValueError at ")]),
         (KeyboardInterrupt(), [("build_stopped", "")]),
+        (_library_word(), [("build_stopped", "")]),
     ],
 )
 def test_how_a_build_ends_is_told_once_and_not_in_the_words_of_libraries(
@@ -147,7 +158,7 @@ def test_how_a_build_ends_is_told_once_and_not_in_the_words_of_libraries(
     events = EventLog()
     with (
         events.writing(tmp_path / "log"),
-        pytest.raises((LumidError, type(error))),
+        pytest.raises((LumidError, type(error.__cause__ or error))),
         events.told_how_it_ends(),
         events.told_how_it_ends(),
         storage_errors(tmp_path),
@@ -305,6 +316,73 @@ def test_time_left_goes_by_what_this_run_has_done(monkeypatch: pytest.MonkeyPatc
         "ingest: 90 of 100 · objects",
         "ingest: 95 of 100 · objects · about 120 s left",
     ]
+
+
+def test_what_is_told_of_another_phase_does_not_count_in_this_one(tmp_path: Path) -> None:
+    """It is told by a thread of its own, which asks the scheduler something in between."""
+    made = MadeUp(tmp_path / "data", 10)
+    made.tell(0, "build_begun")
+    made.tell(1, "cluster_joined", workers=2, dashboard=None)
+    made.tell(10, "phase_begun", phase="index", done=0, total=8)
+    made.tell(11, "progress", phase="ingest", done=99_990, total=100_000, running=1, workers=3)
+    found = made.status()
+    assert (found.phase, found.phase_done, found.phase_total) == ("index", 0, 8)
+
+
+def test_the_time_left_counts_what_is_fetched_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = MadeUp(tmp_path / "data", 10)
+    made.tell(0, "build_begun")
+    made.tell(1, "cluster_joined", workers=2, dashboard=None)
+    for number in range(10):  # all have a part; of some not everything could be fetched
+        made.done(5, number)
+    made.tell(6, "build_begun")
+    made.tell(7, "cluster_joined", workers=2, dashboard=None)
+    made.tell(10, "phase_begun", phase="ingest", done=50, total=100)
+    made.tell(
+        20, "batch_done", batch=f"{made.ids[0]}-1", objects=10, frames=10, kept=10, rejected=0, rejects={}, bytes=1
+    )
+    monkeypatch.setattr(status_module, "_is_running", lambda _: True)
+    monkeypatch.setattr(status_module, "time", SimpleNamespace(time=lambda: 1767225600 + 30))
+    assert made.status().seconds_left == 80.0, "10 of 50 in 20 s"
+
+
+def test_workers_that_leave_are_not_lost(tmp_path: Path) -> None:
+    made = MadeUp(tmp_path / "data", 10)
+    made.tell(0, "build_begun")
+    made.tell(1, "cluster_joined", workers=2, dashboard=None)
+    made.tell(10, "task_begun", task=made.ids[0], worker="tcp://a:1", attempt=1)
+    made.tell(10, "task_begun", task=made.ids[1], worker="tcp://b:1", attempt=1)
+    made.tell(10, "task_begun", task=made.ids[2], worker="tcp://b:1", attempt=1)
+    made.tell(12, "worker_left", worker="tcp://a:1", tasks=[made.ids[0]])
+    made.tell(12, "task_dropped", task=made.ids[2])
+    found = made.status()
+    assert (found.workers_lost, [one.task for one in found.running]) == (0, [made.ids[1]])
+
+
+def test_a_build_that_ends_while_it_is_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = tmp_path / "ds"
+    make_sound(root, n=3)
+    (root / ".build").mkdir()
+    (root / ".build" / "build.json").write_text("{}")
+    monkeypatch.setattr(status_module, "_is_running", lambda _: True)
+
+    def gone(layout: Layout) -> None:
+        remove_work(layout)
+        raise DatasetError("cannot be read")
+
+    monkeypatch.setattr(status_module, "read_state", gone)
+    assert status(root).state == "finished"
+
+
+def test_who_made_a_batch_that_several_had_to_do_with() -> None:
+    tasks = TaskWatch(EventLog())
+    for name in ("a", "a", "a", "a-without-1", "b-join", "c"):
+        tasks.heard((0.0, {"task": name, "worker": f"tcp://{name}:1"}))
+    for name in ("a-without-1", "b-join", "c"):
+        tasks.ended(name, Told(None, f"tcp://{name}:1", 0.1, ()))
+    assert [tasks.done_by(name) for name in "abcd"] == [
+        ("tcp://a-without-1:1", 3), ("tcp://b-join:1", 1), ("tcp://c:1", 1), (None, 0),
+    ]  # fmt: skip
 
 
 def test_the_tasks_of_a_lost_worker_are_named(tmp_path: Path) -> None:

@@ -16,7 +16,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import lumid
 from lumid.catalog.errors import DatasetError, LumidError
+from lumid.catalog.extract import extract_dataset
 from lumid.catalog.layout import parse_manifest, read_manifest
 from lumid.catalog.lock import LOCK, load_lock
 from lumid.catalog.places import NOTE, read_note
@@ -200,14 +202,15 @@ def test_a_lock_whose_rows_are_none(column: pa.Array, tmp_path: Path) -> None:
     assert refused(lambda: read_lock(path))
 
 
+@pytest.mark.parametrize("value", [MARKER, f"x'{MARKER}'y", f"{MARKER}'", f"{MARKER}\nfoo", f"parquet {MARKER}"])
 @pytest.mark.parametrize("which", [0, -1])
-def test_a_catalog_whose_columns_are_of_other_types(tmp_path: Path, which: int) -> None:
+def test_a_catalog_whose_columns_are_of_other_types(tmp_path: Path, which: int, value: str) -> None:
     """In the file that DuckDB goes by, or in another, whose text it then wants to turn into numbers, and quotes."""
     root = make_sound(tmp_path / "ds", n=12)
     path = sorted((root / "catalog").rglob("*.parquet"))[which]
     table = pq.ParquetFile(path).read()
     at = table.schema.get_field_index("p99")
-    pq.write_table(table.set_column(at, "p99", pa.array([MARKER] * len(table))), path)
+    pq.write_table(table.set_column(at, "p99", pa.array([value] * len(table))), path)
     questions: tuple[Callable[[], object], ...] = (
         lambda: run_sql(root, "SELECT avg(p99) FROM catalog"),
         lambda: count_samples(root, "p99 > 5"),
@@ -215,6 +218,34 @@ def test_a_catalog_whose_columns_are_of_other_types(tmp_path: Path, which: int) 
     )
     for question in questions:
         assert refused(question)
+
+
+@pytest.mark.parametrize(
+    "asked",
+    ["patient::DATE", "patient::DECIMAL(4,2)", "patient::DOUBLE", "patient::JSON", "error(patient)",
+     "regexp_matches('x', patient || '(')", "strptime(patient, '%Y')", "(ascii(patient) + 9223372036854775807)::BIGINT"],
+)  # fmt: skip
+def test_an_error_does_not_say_which_value_it_met(tmp_path: Path, asked: str) -> None:
+    root = make_sound(tmp_path / "ds", n=12)
+    for path in sorted((root / "catalog").rglob("*.parquet")):
+        table = pq.ParquetFile(path).read()
+        at = table.schema.get_field_index("patient")
+        pq.write_table(table.set_column(at, table.schema.field(at), pa.array([MARKER] * len(table))), path)
+    said = refused(lambda: run_sql(root, f"SELECT {asked} FROM catalog"))
+    assert "NULL for" in said
+    assert str(ord(MARKER[0])) not in said
+
+
+@pytest.mark.parametrize("name", ["shard", "offset", "length", "codec"])
+def test_images_of_a_catalog_that_lacks_where_they_are(tmp_path: Path, name: str) -> None:
+    root = make_sound(tmp_path / "ds", n=12)
+    for path in sorted((root / "catalog").rglob("*.parquet")):
+        table = pq.ParquetFile(path).read()
+        field = table.schema.field(name).with_nullable(True)
+        at = table.schema.get_field_index(name)
+        pq.write_table(table.set_column(at, field, pa.nulls(len(table), field.type)), path)
+    assert "not those of images" in refused(lambda: extract_dataset(root, tmp_path / "out"))
+    assert "not those of images" in refused(lambda: list(lumid.open(root).images()))
 
 
 @pytest.mark.parametrize("name", ["shard", "offset", "collection", "foreground_fraction", "patient"])
