@@ -10,7 +10,7 @@ import duckdb
 import pyarrow as pa
 
 from lumid.catalog.errors import DatasetError, UsageError
-from lumid.catalog.mistakes import explain, text
+from lumid.catalog.mistakes import OF_THE_QUESTION, explain, text
 from lumid.catalog.places import Anywhere, Tables, as_place, list_tables, place_manifest, read_note
 from lumid.catalog.schema import CATALOG, REJECTS
 from lumid.catalog.stores import SCHEME, StoreFiles
@@ -157,11 +157,11 @@ def ask(connection: duckdb.DuckDBPyConnection, sql: str) -> pa.Table:
                 raise UsageError("the query must be one SELECT statement; nothing can be written, attached or set")
             return connection.sql(sql).to_arrow_table()
     except duckdb.Error as error:
+        ours = (*OF_THE_QUESTION, duckdb.PermissionException, duckdb.ConversionException, duckdb.OutOfRangeException)
         damaged = (
-            isinstance(error, duckdb.IOException | duckdb.SerializationException)
-            or "parquet" in str(error).split("\n\n")[0].lower()
+            isinstance(error, duckdb.IOException | duckdb.SerializationException) or "parquet" in str(error).lower()
         )
-        if damaged and not isinstance(error, duckdb.PermissionException):
+        if damaged and not isinstance(error, ours):
             raise DatasetError(
                 "a file of the catalog cannot be read: the store does not answer, or the file is damaged or gone; try again, "
                 "and if it stays so, build the data set again"

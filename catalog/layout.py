@@ -213,6 +213,11 @@ def storage_errors(path: AnyPath) -> Iterator[None]:
             raise StorageError(
                 f"no space left while writing under {path}; free some and run the same command again, it goes on where it stopped"
             ) from None
+        if error.errno == errno.EFBIG:
+            raise StorageError(
+                f"cannot write under {path}: a file is larger than is allowed (ulimit -f, or the file system); allow larger ones "
+                "and run the same command again, it goes on where it stopped"
+            ) from None
         if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR):
             raise StorageError(
                 f"cannot write under {path}: {os.strerror(error.errno)}; choose another --out or change its permissions"

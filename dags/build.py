@@ -27,7 +27,7 @@ from lumid.dags.begin import (
     reads_remotely,
     unreachable,
 )
-from lumid.dags.claim import Claim, anything_left, claimed, nothing_unpacked_left, remove_work
+from lumid.dags.claim import Claim, anything_left, begun_by_another, claimed, nothing_unpacked_left, remove_work
 from lumid.dags.cluster import ClusterSettings, open_cluster
 from lumid.dags.grow import check_growth, growing_base, take
 from lumid.dags.ingesting import built_parts, ingest_batches
@@ -213,7 +213,7 @@ def _check_out(layout: Layout[AnyPath], recipe: Recipe) -> None:
     if isinstance(root, Path) and root.exists() and not root.is_dir():
         raise UsageError(f"{root}: is a file; --out must be a folder")
     if layout.state.is_file():
-        if read_state(layout)["recipe_hash"] != recipe.hash():
+        if begun_by_another(layout, recipe) and "batch_ids" in read_state(layout):
             raise UsageError(
                 f"{root}: holds an unfinished build of another recipe (lumid status {root}); choose another --out, or "
                 "remove it once nobody is at it"
@@ -250,7 +250,7 @@ def _build_facts(
         "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "seconds": round(seconds, 2),
         "workers": workers,
-        "ingest_cpu_seconds": round(spent, 2),
+        "ingest_worker_seconds": round(spent, 2),
         "source_mb": round(source_bytes / 1e6, 3),
         "slices_per_second": round(made[0] / seconds, 1),
         "mb_per_second": round(made[1] / 1e6 / seconds, 2),

@@ -17,7 +17,7 @@ from typing import Any, TextIO
 from lumid.catalog.errors import LumidError, StorageError
 from lumid.catalog.layout import Layout, remove_half_written
 from lumid.catalog.paths import AnyPath, StorePath, conditional_put, entity_tag, remove_below, sizes
-from lumid.dags.state import write_state
+from lumid.dags.state import read_state, write_state
 from lumid.pipeline.recipe import Recipe
 
 BEAT_S = 10.0
@@ -41,9 +41,30 @@ def claimed(layout: Layout[AnyPath], recipe: Recipe, tell: Callable[[str], None]
             remove_half_written(layout.work)
             for leftover in layout.work.parent.glob(HALF_WRITTEN):
                 leftover.unlink(missing_ok=True)
+        if begun_by_another(layout, recipe):  # which had planned nothing yet
+            _empty(layout)
         if not layout.state.is_file():
             write_state(layout, recipe_name=recipe.name, recipe_hash=recipe.hash(), phase="scan", batches=0)
         yield claim
+
+
+def begun_by_another(layout: Layout[AnyPath], recipe: Recipe) -> bool:
+    """Whether what lies here is of a build of another recipe."""
+    return layout.state.is_file() and read_state(layout)["recipe_hash"] != recipe.hash()
+
+
+def _empty(layout: Layout[AnyPath]) -> None:
+    """Remove what a build began with, but for the claim, which is ours."""
+    work = layout.work
+    if isinstance(work, StorePath):
+        remove_below(work, [name for name in sizes(work) if name != CLAIM])
+        return
+    for path in work.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        elif path.name != CLAIM:
+            path.unlink()
+    (work / "parts").mkdir()
 
 
 def anything_left(layout: Layout[AnyPath]) -> bool:
@@ -117,17 +138,23 @@ class Claim:
 def _lock(root: AnyPath, work: Path) -> TextIO:
     """The file that whoever builds here holds locked."""
     path = work / CLAIM
+    why: OSError | None = None
     for patience in range(5, -1, -1):
         # whoever had it may take the folder away with it, at any moment
-        with contextlib.suppress(BlockingIOError, FileNotFoundError, FileExistsError), contextlib.ExitStack() as opened:
-            (work / "parts").mkdir(parents=True, exist_ok=True)
-            file = opened.enter_context(path.open("w"))
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if os.path.samestat(os.fstat(file.fileno()), path.stat()):
-                opened.pop_all()
-                return file
+        try:
+            with contextlib.ExitStack() as opened:
+                (work / "parts").mkdir(parents=True, exist_ok=True)
+                file = opened.enter_context(path.open("w"))
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                    opened.pop_all()
+                    return file
+        except (BlockingIOError, FileNotFoundError, FileExistsError) as error:
+            why = error
         if patience:  # `lumid status` has it for a moment
             time.sleep(0.1)
+    if isinstance(why, FileNotFoundError | FileExistsError):
+        raise StorageError(f"{work}: cannot be made a folder: is it a link to a disk that is not there, or a file?")
     raise _taken(root)
 
 

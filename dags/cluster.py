@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -16,13 +17,13 @@ from distributed.client import ClosedClientError
 from distributed.comm.core import CommClosedError
 from distributed.diagnostics.plugin import WorkerPlugin
 
-from lumid.catalog.errors import LumidError
+from lumid.catalog.errors import LumidError, UsageError
 from lumid.dags import metrics
 from lumid.dags.local import start_local
 from lumid.dags.quiet import keep_quiet
 from lumid.dags.remote import security_of, start_remote
 from lumid.dags.turns import set_threads
-from lumid.pipeline.recipe_cluster import WAIT_MINUTES, AnyCluster, LocalSettings, SchedulerSettings
+from lumid.pipeline.recipe_cluster import SCHEDULER_ADDRESS, WAIT_MINUTES, AnyCluster, LocalSettings, SchedulerSettings
 
 SAY_EVERY_S = 15.0
 """How often it is said that the first worker of a cluster is waited for."""
@@ -140,14 +141,14 @@ def open_cluster(settings: ClusterSettings, scratch: Path, waiting: Waiting | No
 
 
 def _prepare(client: Client, *, own_process: bool) -> None:
-    """Prepare all workers, those that come later too. Raises :class:`LumidError` when one of them cannot load lumid."""
+    """Prepare all workers, those that come later too. Raises :class:`LumidError` when one of them cannot be, as without lumid."""
     try:
         client.register_plugin(QuietWorker(own_process))
     except (ClosedClientError, OSError):
         raise
     except Exception:  # what a worker raised, with its words
         raise LumidError(
-            "a worker cannot load lumid: each needs this version of it and the libraries that come with it; see docs/clusters.md"
+            "a worker cannot be prepared: each needs this version of lumid and its libraries; see docs/clusters.md"
         ) from None
 
 
@@ -187,6 +188,8 @@ def _where(settings: ClusterSettings) -> AnyCluster:
 
 def _join(settings: ClusterSettings, where: AnyCluster) -> Client:
     """A client of a scheduler that runs already; a ``tls://`` one is met with the recipe's certificates."""
+    if settings.scheduler and not re.fullmatch(SCHEDULER_ADDRESS, settings.scheduler):
+        raise UsageError(f"--scheduler {settings.scheduler}: write it as tcp://host:8786 or tls://host:8786")
     address = settings.scheduler or (where.address if isinstance(where, SchedulerSettings) else "")
     security = security_of(where)
     if address.startswith("tls://") and security is None and not dask.config.get("distributed.comm.tls.ca-file", None):

@@ -23,6 +23,7 @@ from lumid.catalog.errors import LumidError, StorageError
 from lumid.catalog.paths import AnyPath
 from lumid.catalog.schema import REASONS
 from lumid.dags.quiet import place_of
+from lumid.dags.stopping import asked
 from lumid.pipeline.traffic import ARCHIVES, OPERATIONS, OUTCOMES, Traffic
 
 PHASES = ("scan", "ingest", "check", "index", "pack")
@@ -213,21 +214,24 @@ class EventLog:
         """What ends in an error or by a signal says so in the log, once."""
         try:
             yield
-        except LumidError as error:
-            self._end("build_failed", error=type(error).__name__, message=str(error))
-            raise
-        except Exception as error:  # its text may quote a header
-            if error.__cause__ is not None and not isinstance(
-                error.__cause__, Exception
-            ):  # a library's word for a signal
+        except Exception as error:
+            if stopped := asked():  # a library in C that a signal meets can make an error of its own of it
                 self._end("build_stopped")
-                raise error.__cause__ from None
-            place = f"lumid failed ({type(error).__name__} at {place_of(error)})"
-            self._end("build_failed", error=type(error).__name__, message=place)
+                raise stopped from None
+            self._end_failed(error)
             raise
         except BaseException:
             self._end("build_stopped")
             raise
+
+    def _end_failed(self, error: Exception) -> None:
+        # the text of others may quote a header
+        message = (
+            str(error)
+            if isinstance(error, LumidError)
+            else f"lumid failed ({type(error).__name__} at {place_of(error)})"
+        )
+        self._end("build_failed", error=type(error).__name__, message=message)
 
     def _end(self, event: str, **fields: Any) -> None:
         if self._ended:

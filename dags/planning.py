@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -15,9 +16,9 @@ from lumid.catalog.layout import Layout, write_table
 from lumid.catalog.lock import LOCK
 from lumid.catalog.paths import AnyPath, read_parquet, sizes
 from lumid.dags.progress import BuildProgress
-from lumid.dags.state import write_state
+from lumid.dags.state import read_state, write_state
 from lumid.dags.tasks import Failure, guarded, run_tasks
-from lumid.pipeline.batches import Batch, make_batches
+from lumid.pipeline.batches import MOST_FRAMES, Batch, make_batches, usual_frames
 from lumid.pipeline.lock import lock_hash, lock_table, series_of
 from lumid.pipeline.plan import pin
 from lumid.pipeline.recipe import FolderSettings, PydicomSettings, Recipe, make_keyer
@@ -39,10 +40,14 @@ class Pinned:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What is to be built: batches in order, and the lock that pins them; they need not be all that it pins."""
+    """What is to be built: batches in order, and the lock that pins them; they need not be all that it pins.
+
+    ``frames``: by source, of how many frames its batches are.
+    """
 
     batches: list[Batch] = field(repr=False)
     lock: pa.Table = field(repr=False)
+    frames: Mapping[int, int]
 
 
 def pin_series(
@@ -80,7 +85,7 @@ def plan_build(recipe: Recipe, pinned: Pinned, layout: Layout[AnyPath], taken: f
     Raises :class:`LumidError` when this is not what an unfinished build here began with.
     """
     rest = frozenset(range(pinned.lock.num_rows)) - taken if taken else None
-    plan = Plan(_batches(recipe, pinned.lock, pinned.listed, rest), pinned.lock)
+    plan = _plan(recipe, pinned.lock, pinned.listed, rest, layout)
     _check_unfinished(layout, {batch.id for batch in plan.batches})
     _begin(layout, plan)
     return plan
@@ -107,7 +112,7 @@ def plan_again(
         scanned = _scan(client, recipe, number, listings[number], layout, progress)
         series[number] = _grouped(recipe, scanned, sources[number])
         _checked(lock_table(series[number], number), lock, number)
-    plan = Plan(_batches(recipe, lock, series, rows), lock)
+    plan = _plan(recipe, lock, series, rows, layout)
     _begin(layout, plan)
     return plan
 
@@ -117,11 +122,19 @@ def _grouped(recipe: Recipe, scanned: list[Scanned], source: ListedSource) -> li
     return cap_listed(group_series(scanned, source.provenance), recipe.select.max_series, make_keyer(recipe.deid))
 
 
-def _batches(
-    recipe: Recipe, lock: pa.Table, listed: dict[int, list[Series]], only: frozenset[int] | None = None
-) -> list[Batch]:
-    """The lock's series in batches, source by source; of listed ones as they were found; ``only`` some rows of the lock."""
+def _plan(
+    recipe: Recipe,
+    lock: pa.Table,
+    listed: dict[int, list[Series]],
+    only: frozenset[int] | None,
+    layout: Layout[AnyPath],
+) -> Plan:
+    """The lock's series in batches, source by source; of listed ones as they were found; ``only`` some rows of the lock.
+
+    A build that goes on divides the work as it did when it began: what it has finished would be none of it otherwise.
+    """
     batches: list[Batch] = []
+    frames = _frames_before(layout, recipe)
     for number in range(len(recipe.sources)):
         if number in listed:
             rows = pc.indices_nonzero(pc.equal(lock["recipe_source"], number)).to_pylist()
@@ -129,8 +142,17 @@ def _batches(
         else:
             series = series_of(lock, number)
         wanted = [one for one in series if only is None or one.lock_row in only]
-        batches += make_batches(wanted, number, recipe.hash(), recipe.shards.batch_slices)
-    return batches
+        usual = recipe.shards.batch_slices or usual_frames(sum(one.frames for one in wanted))
+        batches += make_batches(wanted, number, recipe.hash(), frames.setdefault(number, usual))
+    return Plan(batches, lock, frames)
+
+
+def _frames_before(layout: Layout[AnyPath], recipe: Recipe) -> dict[int, int]:
+    """Of how many frames the batches of the unfinished build here are, by source; nothing where none has begun."""
+    state = read_state(layout) if layout.state.is_file() else {}
+    if "batch_ids" in state and "batch_frames" not in state:  # begun by a lumid that did not write it down
+        return dict.fromkeys(range(len(recipe.sources)), recipe.shards.batch_slices or MOST_FRAMES)
+    return {int(number): frames for number, frames in state.get("batch_frames", {}).items()}
 
 
 def _begin(layout: Layout[AnyPath], plan: Plan) -> None:
@@ -141,6 +163,8 @@ def _begin(layout: Layout[AnyPath], plan: Plan) -> None:
         batches=len(plan.batches),
         batch_ids=[batch.id for batch in plan.batches],
         batch_series=[len(batch.series) for batch in plan.batches],
+        batch_objects=[batch.objects for batch in plan.batches],
+        batch_frames=dict(plan.frames),
         objects=sum(batch.objects for batch in plan.batches),
         bytes=sum(batch.bytes for batch in plan.batches),
     )

@@ -100,12 +100,13 @@ class BuildProgress:
         self._console.print(
             escape(
                 f"waiting for the first worker ([cluster] kind = '{kind}'), {seconds:,.0f} s so far; {WHERE_TO_LOOK[kind]}"
-            )
+            ),
+            soft_wrap=True,
         )
 
     def note(self, text: str) -> None:
         """Say something that is no progress."""
-        self._console.print(text, markup=False)
+        self._console.print(text, markup=False, soft_wrap=True)
 
     def begin_scan(self, objects: int) -> None:
         """The listing is known; headers are about to be read."""

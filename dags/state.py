@@ -13,7 +13,7 @@ from lumid.catalog.layout import Layout, write_text
 from lumid.catalog.paths import AnyPath
 
 KINDS: dict[str, type] = {
-    "recipe_name": str, "recipe_hash": str, "phase": str, "batches": int, "objects": int, "bytes": int, "batch_ids": list,
+    "recipe_name": str, "recipe_hash": str, "phase": str, "batches": int, "objects": int, "bytes": int, "batch_ids": list, "batch_series": list, "batch_objects": list, "batch_frames": dict,
 }  # fmt: skip
 FIRST = ("recipe_name", "recipe_hash", "phase", "batches")
 """What is there from the beginning."""
@@ -31,6 +31,10 @@ def read_state(layout: Layout[AnyPath]) -> dict[str, Any]:
         wrong
         or not state.keys() >= set(FIRST)
         or not all(isinstance(one, str) and BATCH.fullmatch(one) for one in batches)
+        or not all(type(one) is int for name in ("batch_series", "batch_objects") for one in state.get(name, ()))
+        or not all(
+            name.isdecimal() and type(one) is int and one > 0 for name, one in state.get("batch_frames", {}).items()
+        )
     ):
         raise DatasetError(f"{layout.state}: is damaged; {mend}")
     return state

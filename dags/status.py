@@ -12,6 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 from lumid.catalog.errors import DatasetError
 from lumid.catalog.layout import Layout, read_manifest
@@ -104,12 +105,17 @@ def status(root: AnyPath) -> Status:
     if (layout.manifest.is_file() and not running) or not layout.state.is_file():
         return _finished(layout)
     try:
-        state = read_state(layout)
-    except DatasetError:
+        return _under_way(layout, running=running)
+    except (DatasetError, OSError):
         if layout.state.is_file():
             raise
         return _finished(layout)  # it has ended just now
-    run = _Run.of(read_events(layout.log))
+
+
+def _under_way(layout: Layout[AnyPath], *, running: bool) -> Status:
+    state = read_state(layout)
+    planned = dict(zip(state.get("batch_ids", []), state.get("batch_objects", []), strict=False))
+    run = _Run.of(read_events(layout.log), planned)
     batches = _batches(layout, state.get("batch_ids", []), run)
     counts = list(batches.values())
     total = Counter[str]()
@@ -131,7 +137,7 @@ def status(root: AnyPath) -> Status:
         planned=sum(one.frames for one in counts),
         kept=sum(one.kept for one in counts),
         rejected=sum(one.rejected for one in counts),
-        seconds_left=run.seconds_left(now, state["batches"] - len(counts)) if running else None,
+        seconds_left=run.seconds_left(now, state["batches"] - len(counts)) if running and run.workers else None,
         rejects=dict(total.most_common()),
         phase_done=run.phase_done,
         phase_total=run.phase_total,
@@ -222,14 +228,18 @@ class _Run:
     batches: dict[str, _Batch] = field(default_factory=dict)
     pieces: dict[str, dict[int, int]] = field(default_factory=dict)  # of a batch that is not done: their objects
     done: list[_Batch] = field(default_factory=list)
+    planned: Mapping[str, int] = field(
+        default_factory=dict
+    )  # by batch, the objects that its archive says there are, or 0
+    steps: list[tuple[float, int]] = field(default_factory=list)  # of this run's ingest: when so many objects were done
     traffic: list[Traffic] = field(default_factory=list)
 
     @classmethod
-    def of(cls, events: Iterable[Event]) -> _Run:
-        run = cls()
+    def of(cls, events: Iterable[Event], planned: Mapping[str, int] = MappingProxyType({})) -> _Run:
+        run = cls(planned=planned)
         for event in events:
             if event.name == "build_begun":
-                run = cls(event.time, batches=run.batches, traffic=run.traffic)
+                run = cls(event.time, batches=run.batches, traffic=run.traffic, planned=planned)
             try:
                 run.take(event)
             except (KeyError, TypeError):  # a line of another version, or that someone has changed
@@ -252,6 +262,8 @@ class _Run:
                 self.workers_lost += event.name == "worker_lost"
                 for name in said.get("tasks", ()):
                     self.running.pop(name, None)
+            case "workers_gone":
+                self.workers = 0
             case "phase_begun":
                 self.phase, self.phase_begun = said["phase"], event.time
                 self.phase_done = self.phase_at_first = said["done"]
@@ -279,16 +291,23 @@ class _Run:
                 self.batches[said["batch"]] = one = _Batch(event.time, *values)
                 self.done.append(one)
                 ahead = sum(self.pieces.pop(said["batch"], {}).values())
-                self.phase_done += one.objects - ahead if self.phase == "ingest" else 0
+                counted = self.planned.get(said["batch"].partition("-")[0], one.objects)
+                self.step(event.time, one.objects - ahead if counted else 0)
             case "piece_done":
                 pieces = self.pieces.setdefault(said["batch"], {})
                 before = pieces.get(said["piece"], 0)  # of which something was lacking: made again
                 pieces[said["piece"]] = said["objects"]
-                self.phase_done += said["objects"] - before
+                self.step(event.time, said["objects"] - before)
             case "build_failed" | "build_stopped":
                 self.ended, self.message = event.name, said.get("message")
             case _:
                 pass
+
+    def step(self, at: float, objects: int) -> None:
+        """So many more of the phase's objects are done."""
+        if self.phase == "ingest":
+            self.phase_done += objects
+            self.steps.append((at, objects))
 
     def rate(self, begin: float | None, end: float) -> Rate | None:
         """That of the batches of this run between two times."""
@@ -304,17 +323,17 @@ class _Run:
     def seconds_left(self, now: float, batches: int) -> float | None:
         """Of the phase, by what was done in this run, of late where it has gone on for long; ``batches`` are to be made.
 
-        Objects count, as they do for the share that is done; batches where the archive does not say how many there are.
+        Of ingesting by objects, as the share that is done; by batches where an archive does not say how many there are.
         """
         begin, left, made = self.phase_begun, self.phase_total - self.phase_done, self.phase_done - self.phase_at_first
-        if self.phase == "ingest" and now - begin > RECENT_S:
-            begin = now - RECENT_S
-            made = sum(one.objects for one in self.done if one.at >= begin)
-        if self.phase == "ingest" and self.phase_total == 0:
-            left, made = batches, sum(one.at >= begin for one in self.done)
-        if made <= 0 or (self.phase_total == 0 and self.phase != "ingest"):
+        if self.phase == "ingest":
+            begin = max(now - RECENT_S, begin)
+            made = sum(objects for at, objects in self.steps if at >= begin)
+            if self.phase_total == 0 or 0 in self.planned.values():
+                left, made = batches, sum(one.at >= begin for one in self.done)
+        elif self.phase_total == 0:
             return None
-        return round(max(0, left) * (now - begin) / made, 1)
+        return round(max(0, left) * (now - begin) / made, 1) if made > 0 else None
 
 
 def _batches(layout: Layout[AnyPath], batches: Sequence[str], run: _Run) -> dict[str, _Batch]:

@@ -104,16 +104,18 @@ def _running(found: Status, now: float) -> str:
     if others:
         what.append(many(others, "other task" if what else "task"))
     where = f" on {many(workers, 'worker')}"
-    return " and ".join(what) + where + (_oldest(found.running[0], now) if found.state == "running" else "")
+    return " and ".join(what) + where + _oldest(found.running[0], now if found.state == "running" else found.last_word)
 
 
-def _oldest(one: Running, now: float) -> str:
+def _oldest(one: Running, now: float | None) -> str:
     again = f", attempt {one.attempt}" if one.attempt > 1 else ""
-    return f"; the longest for {span(now - one.since)} ({one.task}{again})"
+    return "" if now is None else f"; the longest for {span(now - one.since)} ({one.task}{again})"
 
 
 def _workers(found: Status) -> str:
-    facts = [f"{found.workers:,}"] if found.workers else []
+    facts = (
+        [f"{found.workers:,}"] if found.workers else ["none, it waits for some to join"] * (found.state == "running")
+    )
     facts += [f"{found.workers_lost:,} lost"] if found.workers_lost else []
     facts += [f"{many(found.retried, 'task')} begun again"] if found.retried else []
     return ", ".join(facts)

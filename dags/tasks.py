@@ -18,7 +18,7 @@ from distributed.scheduler import KilledWorker
 from lumid.catalog.errors import LumidError
 from lumid.catalog.layout import storage_errors
 from lumid.catalog.paths import AnyPath
-from lumid.dags.cluster import GONE, slots
+from lumid.dags.cluster import GONE, SAY_EVERY_S, slots
 from lumid.dags.metrics import count_traffic
 from lumid.pipeline import traffic
 from lumid.pipeline.reject import internal_error
@@ -26,6 +26,8 @@ from lumid.pipeline.traffic import Traffic
 
 COUNT_EVERY_S = 2.0
 """How often it is asked how many workers there are: they come and go while tasks run."""
+LOOK_EVERY_S = 0.2
+"""How often it is looked whether a result that was lost is there again."""
 ROUNDS = 3
 """How often Dask may give up with a task, after three workers each time, that nobody can take apart."""
 T = TypeVar("T")
@@ -129,7 +131,9 @@ class _Running:
         self._client, self._tasks, self._watch = client, tasks, watch
         self._running: dict[str, tuple[Task, Future[Told]]] = {}
         self._ended: SimpleQueue[Future[Told]] = SimpleQueue()
-        self._places, self._counted = slots(client), time.monotonic()
+        self._places = slots(client)
+        self._counted = time.monotonic()
+        self._peopled: float | None = self._counted
 
     def submit(self, task: Task) -> None:
         """Hand out a task."""
@@ -147,20 +151,34 @@ class _Running:
         if time.monotonic() - self._counted >= COUNT_EVERY_S:
             self._counted = time.monotonic()
             with suppress(Exception):  # of a scheduler that is gone, the futures tell
-                before, self._places = self._places, slots(self._client)
-                if before and not self._places and self._watch:
-                    self._watch.deserted()
+                self._places = slots(self._client)
+                self._look_for_workers()
         # where there is no worker, one task waits for it
         while len(self._running) < max(1, self._places) and (task := next(self._tasks, None)) is not None:
             self.submit(task)
 
+    def _look_for_workers(self) -> None:
+        """One that starts anew is soon there; that there is none for long is said, once."""
+        now = time.monotonic()
+        if self._places:
+            self._peopled = now
+        elif self._peopled is not None and now - self._peopled >= SAY_EVERY_S and self._watch:
+            self._watch.deserted()
+            self._peopled = None
+
     def next(self) -> tuple[Task, Future[Told]] | None:
         """The next that has ended; None when all have."""
         self.fill()
+        lost: list[Future[Told]] = []
         while self._running:
             with suppress(Empty):
-                future = self._ended.get(timeout=COUNT_EVERY_S)
-                return self._running.pop(str(future.key))[0], future
+                future = self._ended.get(timeout=LOOK_EVERY_S if lost else COUNT_EVERY_S)
+                if future.status != "lost":
+                    return self._running.pop(str(future.key))[0], future
+                lost.append(future)  # with its worker, since it ended: it is made again, and others do not wait for it
+            for future in [one for one in lost if one.status != "lost"]:
+                lost.remove(future)
+                self._ended.put(future)
             self.fill()
         return None
 

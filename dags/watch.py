@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from lumid.dags.progress import BuildProgress
     from lumid.dags.tasks import Told
 
-PROGRESS_EVERY_S = 60.0
+PROGRESS_EVERY_S = 10.0
+"""A build that is killed has said its last word so long ago at most."""
 METRICS_EVERY_S = 5.0
 DASK_TOPIC = "all"
 """Under which a Dask scheduler says which workers come and go."""
@@ -53,9 +54,11 @@ class TaskWatch:
         """A worker begins with a task."""
         name, worker = event[1]["task"], event[1]["worker"]
         with self._lock:
-            self._attempts[name] += 1
+            if name not in self._given:  # nobody wants it any more
+                return
+            self._attempts[_batch_of(name)] += 1
             self._running[name] = worker
-            attempt = self._attempts[name]
+            attempt = self._attempts[_batch_of(name)]
         self._events.tell("task_begun", task=name, worker=worker, attempt=attempt)
 
     def heard_of_workers(self, event: tuple[float, Any]) -> None:
@@ -78,7 +81,7 @@ class TaskWatch:
         with self._lock:
             self._given.discard(name)
             self._running.pop(name, None)
-            self._workers[name] = told.worker
+            self._workers[_batch_of(name)] = told.worker
         self._events.tell("task_done", task=name, worker=told.worker, seconds=told.seconds, requests=told.traffic)
 
     def dropped(self, name: str) -> None:
@@ -94,17 +97,18 @@ class TaskWatch:
         self._say("no worker is left: waiting for others to join; what is finished is kept, also when you stop here")
 
     def done_by(self, name: str) -> tuple[str | None, int]:
-        """The worker that has done a task, and at which attempt; of what several shared, or what was tried again without
-        the objects that killed its worker, the one that did the last of it."""
+        """The worker that has done a batch or a piece, and at which attempt."""
         with self._lock:
-            attempt = self._attempts.pop(name, 0)
-            worker = self._workers.pop(name, None)
-            if worker is None:
-                others = [one for one in self._workers if one.startswith((f"{name}-join", f"{name}-without-"))]
-                for other in others:
-                    worker = self._workers.pop(other)
-                    attempt = attempt or self._attempts.pop(other, 0)
-            return worker, attempt
+            return self._workers.pop(name, None), self._attempts.pop(name, 0)
+
+
+def _batch_of(name: str) -> str:
+    """Of what a task makes a batch: without the objects that killed its worker, or of the pieces that several made.
+
+    >>> [_batch_of(name) for name in ("5bc1e7-without-2", "5bc1e7-join", "5bc1e7-piece-0-of-2")]
+    ['5bc1e7', '5bc1e7', '5bc1e7-piece-0-of-2']
+    """
+    return name.partition("-without-")[0].removesuffix("-join")
 
 
 @contextmanager

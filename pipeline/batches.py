@@ -29,9 +29,8 @@ class Batch:
         return sum(series.bytes for series in self.series)
 
 
-def make_batches(series: Sequence[Series], source: int, recipe_hash: str, batch_slices: int | None) -> list[Batch]:
-    """Series in order, as many to a batch as hold ``batch_slices`` frames or few more; None: what suits their number."""
-    frames = batch_slices or usual_frames(sum(one.frames for one in series))
+def make_batches(series: Sequence[Series], source: int, recipe_hash: str, frames: int) -> list[Batch]:
+    """Series in order, as many to a batch as hold so many ``frames``; a series of more is a batch of its own."""
     return [Batch(_batch_id(group, source, recipe_hash), source, tuple(group)) for group in _fill(series, frames)]
 
 
@@ -44,7 +43,6 @@ def usual_frames(frames: int) -> int:
     """Frames of a batch for a source of so many: 1,000, and fewer where that would be fewer than 16 batches, down to 63.
 
     What is finished is kept by the batch, and shared among workers by the batch: one of everything would be neither.
-    Halved, so that a folder that grows between a stop and the next run seldom changes the batches that are finished.
 
     >>> [usual_frames(frames) for frames in (10, 900, 3_000, 12_000, 3_000_000)]
     [63, 63, 125, 500, 1000]

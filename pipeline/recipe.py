@@ -284,6 +284,8 @@ class Recipe(_Section):
         values["deid"].pop("key_file")
         values.pop("fetch")
         values.pop("cluster")
+        # 1,000 was the default, for any source, when the hashes of the first data sets and locks were made
+        values["shards"]["batch_slices"] = self.shards.batch_slices or 1000
         return values
 
     def hash(self) -> str:
@@ -293,7 +295,9 @@ class Recipe(_Section):
     def portable(self) -> str | None:
         """The recipe as JSON that any machine can build from; None when it reads files of this one."""
         local = any(source.kind == "folder" or getattr(source, "manifest", None) for source in self.sources)
-        return None if local else json.dumps(self.canonical(), sort_keys=True)
+        values = self.canonical()
+        values["shards"]["batch_slices"] = self.shards.batch_slices
+        return None if local else json.dumps(values, sort_keys=True)
 
 
 def collections_of(source: AnySource) -> tuple[str, ...]:

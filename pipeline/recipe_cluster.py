@@ -8,9 +8,10 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Count = Annotated[int, Field(ge=1)]
 Gigabytes = Annotated[float, Field(gt=0)]
+SCHEDULER_ADDRESS = r"^(tcp|tls)://[A-Za-z0-9.\[\]:_-]+:[0-9]{1,5}$"
 SchedulerAddress = Annotated[
     str,
-    Field(pattern=r"^(tcp|tls)://[A-Za-z0-9.\[\]:_-]+:[0-9]{1,5}$", examples=["tcp://host:8786", "tls://host:8786"]),
+    Field(pattern=SCHEDULER_ADDRESS, examples=["tcp://host:8786", "tls://host:8786"]),
 ]
 """Of a Dask scheduler: ``tcp://host:port``, or ``tls://host:port`` where it asks for certificates."""
 

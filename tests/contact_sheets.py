@@ -42,7 +42,7 @@ def samples(folder: Path, profile: str, rejects: Counter[str]) -> Iterator[Sampl
     )
     listed = open_listed(recipe.sources[0], recipe, KEYER)
     series = group_series(scan(listed, listed.objects(), KEYER, "public"), listed.provenance)
-    for batch in make_batches(series, 0, recipe.hash(), recipe.shards.batch_slices):
+    for batch in make_batches(series, 0, recipe.hash(), 1000):
         result = ingest(batch, listed, recipe, KEYER)
         rejects.update(row.code for row in result.rejects)
         yield from result.samples

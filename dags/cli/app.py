@@ -15,7 +15,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
 )
 
-EPILOG = "Exit codes: 0 done, 1 failed, 2 wrong use, 3 finished with more rejects than the recipe allows."
+EPILOG = "Exit codes: 0 done, 1 failed, 2 wrong use, 3 finished with more rejects than the recipe allows, 130 and 143 stopped by Ctrl-C or SIGTERM."
 
 
 def _version(wanted: bool) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import time
-from contextlib import AbstractContextManager, nullcontext, suppress
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -14,7 +15,7 @@ from rich.console import Console, RenderableType
 from rich.live import Live
 from rich.markup import escape
 
-from lumid.catalog.errors import EXIT_DONE, EXIT_REJECTS, UsageError
+from lumid.catalog.errors import EXIT_DONE, EXIT_REJECTS, LumidError, UsageError
 from lumid.catalog.words import many
 from lumid.dags.cli.app import app
 
@@ -117,6 +118,9 @@ def build(
     from lumid.dags.progress import BuildProgress
     from lumid.pipeline.recipe_files import with_overrides
 
+    for option, given in {"--scheduler": scheduler, "--out": out, "--base": base, "--log": log}.items():
+        if given == "":
+            raise UsageError(f"{option}: is empty; is the variable set that you gave?")
     chosen, pinned = _chosen(recipe, source, collection, license, doi, lock, sample, max_gb, only or [])
     chosen = with_overrides(chosen, cache=cache, offline=offline)
     if key_file is not None:
@@ -124,7 +128,7 @@ def build(
     target = data_path(out or chosen.name)
     console = Console(stderr=True, highlight=False, quiet=log == "-")
     events = EventLog()
-    with log_to(events, log, target), events.told_how_it_ends():
+    with _only_events(log), log_to(events, log, target), events.told_how_it_ends():
         old = None if base is None else data_path(base)
         where = ClusterSettings(scheduler, workers, where=chosen.cluster)
         result = run(chosen, target, where, BuildProgress(console, events), pinned, base=old)
@@ -143,6 +147,19 @@ def build(
         typer.echo(f"more than {limit:.0%} of the frames were rejected; see: lumid rejects {target}", err=True)
         raise typer.Exit(EXIT_REJECTS)
     raise typer.Exit(EXIT_DONE)
+
+
+@contextmanager
+def _only_events(log: str | None) -> Iterator[None]:
+    """Where events go to stderr, nothing else does: how a build ends is the last of them, and the exit code."""
+    from lumid.dags.stopping import Stopped
+
+    try:
+        yield
+    except (LumidError, Stopped) as error:
+        if log == "-":
+            raise typer.Exit(error.exit_code) from None
+        raise
 
 
 def log_to(events: EventLog, log: str | None, out: AnyPath) -> AbstractContextManager[None]:
@@ -227,6 +244,7 @@ def _print_summary(manifest: Manifest, out: AnyPath, *, already: bool) -> None:
 
 
 WATCH_EVERY_S = 2.0
+PRINT_EVERY_S = 10.0
 
 
 @app.command()
@@ -246,9 +264,9 @@ def status(
         lumid status s3://bucket/lumid
     """
     from lumid.catalog.paths import data_path
-    from lumid.dags.cli import Stopped
     from lumid.dags.status import status as look
     from lumid.dags.status_view import view
+    from lumid.dags.stopping import Stopped
 
     root = data_path(dataset)
     if watch and as_json:
@@ -266,6 +284,13 @@ def status(
     found = look(root)
     if not watch:
         console.print(shown(found))
+        return
+    if not console.is_terminal:  # a file or a pipe is given one after the other
+        console.print(shown(found))
+        while found.state == "running":
+            time.sleep(PRINT_EVERY_S)
+            found = look(root)
+            console.print(shown(found))
         return
     with suppress(Stopped), Live(shown(found), console=console, auto_refresh=False) as live:
         while found.state == "running":

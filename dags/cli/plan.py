@@ -104,10 +104,11 @@ def plan(
     _print_plan(made)
     if growth is not None:
         folders = any(one.files is not None for one in made.collections)
-        typer.echo(
-            f"from {printable(growth.base)}: {growth.taken:,} series; to fetch: {growth.fetched:,} series, "
-            f"{_size(growth.gb_fetched)} GB{'; what folders hold is compared when it is read' if folders else ''}"
+        facts = [f"{growth.taken:,} series; to fetch: {growth.fetched:,} series, {_size(growth.gb_fetched)} GB"]
+        facts = (
+            facts * bool(growth.taken or growth.fetched) + ["what folders hold is compared when it is read"] * folders
         )
+        typer.echo(f"from {printable(growth.base)}: {'; '.join(facts) or 'nothing to build'}")
     if out is not None:
         typer.echo(f"{out}: {made.lock.num_rows:,} series pinned", err=True)
 
@@ -132,9 +133,10 @@ def _print_plan(made: Plan) -> None:
     ]  # fmt: skip
     rows = [_plan_row(one) for one in made.collections]
     totals = made.totals
+    known = any(one.files is None for one in made.collections)  # what folders hold, nobody knows yet
     last = [
-        "all", _count(totals.patients), _count(totals.series), _count(totals.slices), _size(totals.gb),
-        _size(totals.gb_out), _duration(totals.seconds), "", "", "",
+        "all", *(_count(one if known else None) for one in (totals.patients, totals.series, totals.slices)),
+        _size(totals.gb), _size(totals.gb_out if known else None), _duration(totals.seconds if known else None), "", "", "",
     ]  # fmt: skip
     _print_table(console, headings, rows, last)
     nc = totals.non_commercial_slices

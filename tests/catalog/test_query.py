@@ -157,9 +157,38 @@ def test_mistakes_get_one_line_with_a_hint(built: Path, sql: str, hint: str) -> 
     assert "\n" not in str(caught.value)
 
 
-def test_a_column_that_is_named_parquet_is_no_damage(built: Path) -> None:
-    with pytest.raises(UsageError, match="TRY_CAST"):
-        run_sql(built, "SELECT modality::INTEGER AS parquet FROM catalog")
+@pytest.mark.parametrize(
+    ("sql", "said"),
+    [
+        (
+            "SELECT modality::INTEGER AS parquet FROM catalog",
+            "a value of modality cannot be turned into INTEGER; TRY_CAST",
+        ),
+        ("SELECT (width * 1000)::TINYINT AS parquet FROM catalog", "a value cannot be turned into TINYINT; TRY_CAST"),
+        ("SELECT parquet FROM catalog", "no column 'parquet'"),
+        ("SELECT key FROM catalog WHERE parquet = 1", "no column 'parquet'"),
+        ("FROM parquet_x", "no table 'parquet_x'"),
+    ],
+)
+def test_a_question_that_has_the_word_parquet_is_no_damage(built: Path, sql: str, said: str) -> None:
+    with pytest.raises(UsageError) as error:
+        run_sql(built, sql)
+    assert said in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("sql", "said"),
+    [
+        ("SELECT key FROM catalog WHERE width > 'wide'", "'wide' cannot be turned into"),
+        ("SELECT key FROM catalog WHERE width = (SELECT width FROM catalog)", "a subquery gives more than one row"),
+        ("SELECT date_trunc('foo', DATE '2020-01-01')", "of the data or of its own"),
+        ("SELECT key FROM catalog WHERE regexp_matches(modality, '(')", "of the data or of its own"),
+    ],
+)
+def test_a_value_that_does_not_fit_is_told_in_our_words(built: Path, sql: str, said: str) -> None:
+    with pytest.raises(UsageError) as error:
+        run_sql(built, sql)
+    assert said in str(error.value)
 
 
 def test_unknown_column_of_read_catalog(built: Path) -> None:

@@ -117,6 +117,26 @@ def test_a_folder_without_images_is_a_data_set_of_rejects(on_cluster: Command, t
     assert lumid("query", tmp_path / "data").returncode == 0
 
 
+@pytest.mark.parametrize("option", ["--out", "--scheduler", "--base", "--log"])
+def test_an_option_that_is_empty_is_no_option_that_is_not_there(option: str, tmp_path: Path) -> None:
+    """A shell makes it of a variable that is not set; --scheduler "" would build here."""
+    done = lumid("build", "--source", tmp_path, "--out", tmp_path / "o", option, "")
+    assert (done.returncode, done.stderr.splitlines()) == (
+        2,
+        [f"error: {option}: is empty; is the variable set that you gave?"],
+    )
+
+
+def test_a_log_on_stderr_is_all_that_is_there(tmp_path: Path) -> None:
+    write_folder = tmp_path / "source"
+    write_folder.mkdir()
+    done = lumid(
+        "build", "--source", write_folder, "--out", tmp_path / "o", "--scheduler", "tcp://127.0.0.1:9", "--log", "-"
+    )
+    events = [json.loads(line)["event"] for line in done.stderr.splitlines()]
+    assert (done.returncode, events[-1]) == (1, "build_failed")
+
+
 def test_an_empty_folder(on_cluster: Command, tmp_path: Path) -> None:
     (tmp_path / "source").mkdir()
     done = on_cluster("build", "--source", tmp_path / "source", "--out", tmp_path / "data")

@@ -24,12 +24,12 @@ import pytest
 from distributed import Client, LocalCluster
 from distributed.comm.core import CommClosedError
 
-from lumid.catalog.errors import LumidError, RecipeError
+from lumid.catalog.errors import LumidError, RecipeError, UsageError
 from lumid.dags import tasks as running
 from lumid.dags.cluster import ClusterSettings, open_cluster
 from lumid.dags.events import EventLog
 from lumid.dags.remote import kubernetes_spec, security_of, slurm, start_remote
-from lumid.dags.tasks import Task, run_tasks
+from lumid.dags.tasks import Task, name_of, run_tasks
 from lumid.dags.watch import TaskWatch
 from lumid.pipeline.recipe_cluster import (
     AnyCluster,
@@ -360,6 +360,17 @@ def _at_once(times: Sequence[tuple[float, float]]) -> int:
     return max(sum(begun <= at < ended for begun, ended in times) for at, _ in times)
 
 
+@pytest.mark.parametrize(
+    "address", ["http://127.0.0.1:8786", "foo", "127.0.0.1:8786", "tcp://127.0.0.1", "tcp://h:port"]
+)
+def test_what_is_no_address_of_a_scheduler_is_told_at_once(address: str, tmp_path: Path) -> None:
+    with (
+        pytest.raises(UsageError, match="write it as tcp://host:8786"),
+        open_cluster(ClusterSettings(address), tmp_path),
+    ):
+        pass
+
+
 def test_a_scheduler_by_tls_needs_certificates(tmp_path: Path) -> None:
     with (
         pytest.raises(LumidError, match=r"needs certificates; give tls_ca"),
@@ -408,9 +419,33 @@ def test_tasks_that_nobody_wants_any_more_are_not_running(tmp_path: Path) -> Non
         assert not cluster.scheduler.tasks
 
 
+def slow_again_task(mark: Path) -> None:
+    time.sleep(6.0 if mark.exists() else 0.8)
+    mark.touch()
+
+
+def test_what_was_done_by_a_worker_that_died_is_made_again_while_others_go_on(tmp_path: Path) -> None:
+    tasks: list[Task] = [("first", timed_task, (0.4,)), ("lost", slow_again_task, (tmp_path / "mark",))]
+    tasks += [(f"b{number}", timed_task, (1.0 if number == 0 else 0.2,)) for number in range(6)]
+    with _cluster(3) as (cluster, client):
+        stream = run_tasks(client, tasks)
+        assert next(stream)[0] == "first"
+        time.sleep(1.0)  # the result of the other is there, and nobody has looked at it
+        ((_, (holder,)),) = [item for item in client.who_has().items() if name_of(item[0]) == "lost"]
+        (nanny,) = [one for one in cluster.workers.values() if one.worker_address == holder]
+        os.kill(nanny.pid, signal.SIGKILL)
+        while holder in cluster.scheduler.workers:
+            time.sleep(0.05)
+        time.sleep(0.3)  # until the client has heard of it
+        names = [name for name, _ in stream]
+    assert sorted(names) == ["b0", "b1", "b2", "b3", "b4", "b5", "lost"]
+    assert names[-1] == "lost"
+
+
 def test_that_no_worker_is_left_is_said_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    counted = itertools.chain([1], itertools.repeat(0, 20), itertools.repeat(1))
+    counted = itertools.chain([1], itertools.repeat(0, 12), itertools.repeat(1))
     monkeypatch.setattr(running, "COUNT_EVERY_S", 0.1)
+    monkeypatch.setattr(running, "SAY_EVERY_S", 0.5)
     monkeypatch.setattr(running, "slots", lambda _: next(counted))
     said: list[str] = []
     tasks = [(f"b{number}", timed_task, (0.3,)) for number in range(6)]
@@ -418,6 +453,17 @@ def test_that_no_worker_is_left_is_said_once(monkeypatch: pytest.MonkeyPatch) ->
         assert len(list(run_tasks(client, tasks, watch=TaskWatch(EventLog(), said.append)))) == 6
     assert len(said) == 1
     assert said[0].startswith("no worker is left: waiting")
+
+
+def test_a_worker_that_starts_anew_is_not_missed(monkeypatch: pytest.MonkeyPatch) -> None:
+    counted = itertools.chain([1], itertools.repeat(0, 3), itertools.repeat(1))
+    monkeypatch.setattr(running, "COUNT_EVERY_S", 0.1)
+    monkeypatch.setattr(running, "slots", lambda _: next(counted))
+    said: list[str] = []
+    with _cluster(1) as (_, client):
+        tasks = [(f"b{number}", timed_task, (0.3,)) for number in range(4)]
+        assert len(list(run_tasks(client, tasks, watch=TaskWatch(EventLog(), said.append)))) == 4
+    assert said == []
 
 
 def test_a_worker_without_lumid_is_named(tmp_path: Path) -> None:
@@ -438,7 +484,7 @@ def test_a_worker_without_lumid_is_named(tmp_path: Path) -> None:
         )  # fmt: skip
         try:
             with (
-                pytest.raises(LumidError, match="a worker cannot load lumid"),
+                pytest.raises(LumidError, match="a worker cannot be prepared: each needs this version of lumid"),
                 open_cluster(ClusterSettings(cluster.scheduler_address), tmp_path),
             ):
                 pass

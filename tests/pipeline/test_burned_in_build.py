@@ -43,7 +43,7 @@ def build(folder: Path, objects: dict[str, tuple[Pixels, dict[str, Any]]], **dei
     )
     source = open_listed(recipe.sources[0], recipe, KEYER)
     series = group_series(scan(source, source.objects(), KEYER, "public"), source.provenance)
-    (batch,) = make_batches(series, 0, recipe.hash(), recipe.shards.batch_slices)
+    (batch,) = make_batches(series, 0, recipe.hash(), 1000)
     return ingest(batch, source, recipe, KEYER)
 
 

@@ -181,7 +181,7 @@ def batches_in(folder: Path, **select: Any) -> tuple[Any, Any, list[Batch]]:
     recipe = recipe.model_copy(update={"sources": (source,), "select": SelectSettings(**select)})
     listed = open_listed(source, recipe, KEYER)
     series = group_series(scan(listed, listed.objects(), KEYER, "public"), listed.provenance)
-    return recipe, listed, make_batches(series, 0, recipe.hash(), recipe.shards.batch_slices)
+    return recipe, listed, make_batches(series, 0, recipe.hash(), 1000)
 
 
 def ingest_folder(folder: Path, **select: Any) -> BatchResult:

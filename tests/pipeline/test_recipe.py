@@ -99,6 +99,28 @@ def test_paths_start_at_the_recipe_and_do_not_change_its_hash(tmp_path: Path) ->
     assert parse_recipe(text + "[pixels]\nsize = 512", "f", base=tmp_path).hash() != one.hash()
 
 
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("demo", "6f01d4167f70d84020191583885de7cbe3c95f1e9b623000113eb800d21b163f"),
+        ("lumid", "4c7849a05673a31ac965639459fd7294c4b3715ee100909099e4cb2a73bce636"),
+        ("paper", "f745ee7fe7d25e331d7806506fabf2d4a606f05500b2d4bc5b6481630d2f62ba"),
+    ],
+)
+def test_the_hashes_of_the_shipped_recipes_are_those_of_the_first_locks(name: str, expected: str) -> None:
+    """Data sets, locks and unfinished builds are refused under another: it changes when what a recipe gives does."""
+    assert load_recipe(name).hash() == expected
+
+
+def test_the_default_size_of_batches_is_in_the_hash_what_it_was(tmp_path: Path) -> None:
+    plain, said, other = (parse_recipe(MINIMAL + more, "f", base=tmp_path) for more in (
+        "", "[shards]\nbatch_slices = 1000\n", "[shards]\nbatch_slices = 40\n"))  # fmt: skip
+    assert plain.hash() == said.hash() != other.hash()
+    portable = plain.portable()
+    assert portable is not None
+    assert parse_portable(portable, "f", base=tmp_path).shards.batch_slices is None
+
+
 def test_a_manifest_on_this_machine_does_not_change_the_hash(tmp_path: Path) -> None:
     text = 'name = "mine"\n[[sources]]\nkind = "tcia"\nmanifest = "m.tcia"\n'
     one = parse_recipe(text, "f", base=tmp_path / "a")
