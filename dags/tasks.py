@@ -131,6 +131,7 @@ class _Running:
         self._client, self._tasks, self._watch = client, tasks, watch
         self._running: dict[str, tuple[Task, Future[Told]]] = {}
         self._ended: SimpleQueue[Future[Told]] = SimpleQueue()
+        self._lost: list[Future[Told]] = []
         self._places = slots(client)
         self._counted = time.monotonic()
         self._peopled: float | None = self._counted
@@ -169,15 +170,14 @@ class _Running:
     def next(self) -> tuple[Task, Future[Told]] | None:
         """The next that has ended; None when all have."""
         self.fill()
-        lost: list[Future[Told]] = []
         while self._running:
             with suppress(Empty):
-                future = self._ended.get(timeout=LOOK_EVERY_S if lost else COUNT_EVERY_S)
+                future = self._ended.get(timeout=LOOK_EVERY_S if self._lost else COUNT_EVERY_S)
                 if future.status != "lost":
                     return self._running.pop(str(future.key))[0], future
-                lost.append(future)  # with its worker, since it ended: it is made again, and others do not wait for it
-            for future in [one for one in lost if one.status != "lost"]:
-                lost.remove(future)
+                self._lost.append(future)  # with its worker, since it ended: it is made again, and others do not wait
+            for future in [one for one in self._lost if one.status != "lost"]:
+                self._lost.remove(future)
                 self._ended.put(future)
             self.fill()
         return None

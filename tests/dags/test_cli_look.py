@@ -267,7 +267,7 @@ def test_a_subset_is_used_as_a_data_set_is(built: Path, tmp_path: Path) -> None:
     assert ok("subset", out) == said
     assert json.loads(ok("subset", out, "--json"))["samples"] == 10
     assert ok("query", out).splitlines()[-1] == "10 of 10 samples"
-    assert ok("query", built, "--subset", out, "--group-by", "modality").splitlines()[-1] == "1 of 1 groups, 10 samples"
+    assert ok("query", built, "--subset", out, "--group-by", "modality").splitlines()[-1] == "1 of 1 group, 10 samples"
     assert "4 of 10 samples" in ok("show", out, "--n", 4, "--out", tmp_path / "a.png")
     assert "lung_trial" in ok("cite", out)
     assert ok("cite", out, "--licenses").count("| prostate_trial") == 0
@@ -308,7 +308,7 @@ def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_extract_shards(sound: Path, tmp_path: Path) -> None:
-    assert "8 samples in 1 shards" in ok("extract", sound, "--modality", "CT", "--out", tmp_path / "ct")
+    assert "8 samples in 1 shard" in ok("extract", sound, "--modality", "CT", "--out", tmp_path / "ct")
     assert verify(tmp_path / "ct", deep=True).findings == ()
     about = json.loads(ok("extract", sound, "sex = 'F'", "--limit", 3, "--out", tmp_path / "f", "--json"))
     assert (about["samples"], about["shards"]) == (3, 1)

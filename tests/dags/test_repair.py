@@ -222,5 +222,5 @@ def test_the_command(dataset: Path, pristine: Path, source: Path) -> None:
     done = run(app, ["verify", str(dataset), "--repair", "--source", str(source), "--workers", "1", "--json"])
     assert done.exit_code == 0, done.output
     assert json.loads(done.stdout)["sound"]
-    assert "mended 1 shards" in done.stderr
+    assert "mended 1 shard" in done.stderr
     assert files_of(dataset) == files_of(pristine)
