@@ -159,7 +159,8 @@ def ask(connection: duckdb.DuckDBPyConnection, sql: str) -> pa.Table:
     except duckdb.Error as error:
         ours = (*OF_THE_QUESTION, duckdb.PermissionException, duckdb.ConversionException, duckdb.OutOfRangeException)
         damaged = (
-            isinstance(error, duckdb.IOException | duckdb.SerializationException) or "parquet" in str(error).lower()
+            isinstance(error, duckdb.IOException | duckdb.SerializationException)
+            or "parquet" in str(error).split("\n\n")[0].lower()
         )
         if damaged and not isinstance(error, ours):
             raise DatasetError(

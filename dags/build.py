@@ -27,7 +27,7 @@ from lumid.dags.begin import (
     reads_remotely,
     unreachable,
 )
-from lumid.dags.claim import Claim, anything_left, begun_by_another, claimed, nothing_unpacked_left, remove_work
+from lumid.dags.claim import Claim, anything_left, claimed, is_begun_by_another, nothing_unpacked_left, remove_work
 from lumid.dags.cluster import ClusterSettings, open_cluster
 from lumid.dags.grow import check_growth, growing_base, take
 from lumid.dags.ingesting import built_parts, ingest_batches
@@ -35,7 +35,6 @@ from lumid.dags.log_copy import LogCopy
 from lumid.dags.packing import Packed, pack
 from lumid.dags.planning import pin_series, pinned_before, plan_again, plan_build
 from lumid.dags.progress import BuildProgress
-from lumid.dags.state import read_state
 from lumid.dags.status import requests_of
 from lumid.dags.watch import watching
 from lumid.pipeline import traffic
@@ -213,11 +212,7 @@ def _check_out(layout: Layout[AnyPath], recipe: Recipe) -> None:
     if isinstance(root, Path) and root.exists() and not root.is_dir():
         raise UsageError(f"{root}: is a file; --out must be a folder")
     if layout.state.is_file():
-        if begun_by_another(layout, recipe) and "batch_ids" in read_state(layout):
-            raise UsageError(
-                f"{root}: holds an unfinished build of another recipe (lumid status {root}); choose another --out, or "
-                "remove it once nobody is at it"
-            )
+        is_begun_by_another(layout, recipe)
     elif _holds_other(root, layout.work.name):
         raise UsageError(f"{root}: is not empty and holds no lumid data set; choose another --out")
 

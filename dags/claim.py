@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
-from lumid.catalog.errors import LumidError, StorageError
+from lumid.catalog.errors import LumidError, StorageError, UsageError
 from lumid.catalog.layout import Layout, remove_half_written
 from lumid.catalog.paths import AnyPath, StorePath, conditional_put, entity_tag, remove_below, sizes
 from lumid.dags.state import read_state, write_state
@@ -41,16 +41,28 @@ def claimed(layout: Layout[AnyPath], recipe: Recipe, tell: Callable[[str], None]
             remove_half_written(layout.work)
             for leftover in layout.work.parent.glob(HALF_WRITTEN):
                 leftover.unlink(missing_ok=True)
-        if begun_by_another(layout, recipe):  # which had planned nothing yet
+        if is_begun_by_another(layout, recipe):
             _empty(layout)
         if not layout.state.is_file():
             write_state(layout, recipe_name=recipe.name, recipe_hash=recipe.hash(), phase="scan", batches=0)
         yield claim
 
 
-def begun_by_another(layout: Layout[AnyPath], recipe: Recipe) -> bool:
-    """Whether what lies here is of a build of another recipe."""
-    return layout.state.is_file() and read_state(layout)["recipe_hash"] != recipe.hash()
+def is_begun_by_another(layout: Layout[AnyPath], recipe: Recipe) -> bool:
+    """Whether a build of another recipe began here, and got no further than to look at its sources.
+
+    Raises :class:`UsageError` when it did get further: its work is not thrown away.
+    """
+    state = read_state(layout) if layout.state.is_file() else {}
+    if not state or state["recipe_hash"] == recipe.hash():
+        return False
+    if "batch_ids" in state:
+        root = layout.root
+        raise UsageError(
+            f"{root}: holds an unfinished build of another recipe (lumid status {root}); choose another --out, or "
+            "remove it once nobody is at it"
+        )
+    return True
 
 
 def _empty(layout: Layout[AnyPath]) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from lumid.catalog.errors import DatasetError
+from lumid.catalog.errors import DatasetError, UsageError
 from lumid.catalog.layout import Layout
 from lumid.dags.claim import claimed
 from lumid.dags.planning import Pinned, Plan, plan_build
@@ -123,3 +123,8 @@ def test_what_another_recipe_began_and_had_not_planned_is_taken_over(tmp_path: P
         assert read_state(layout)["recipe_name"] == "y"
         assert sorted(path.name for path in layout.work.iterdir()) == ["build.json", "parts", "running"]
         assert not list(layout.parts.iterdir())
+        write_state(layout, batch_ids=["a"])
+        (layout.parts / "a.parquet").touch()
+    with pytest.raises(UsageError, match="unfinished build of another recipe"), claimed(layout, one):
+        pass
+    assert (layout.parts / "a.parquet").is_file()
