@@ -188,7 +188,7 @@ def _where(settings: ClusterSettings) -> AnyCluster:
 
 def _join(settings: ClusterSettings, where: AnyCluster) -> Client:
     """A client of a scheduler that runs already; a ``tls://`` one is met with the recipe's certificates."""
-    if settings.scheduler and not re.fullmatch(SCHEDULER_ADDRESS, settings.scheduler):
+    if settings.scheduler and not re.fullmatch(rf"{SCHEDULER_ADDRESS}|(inproc|ucx|wss?)://.+", settings.scheduler):
         raise UsageError(f"--scheduler {settings.scheduler}: write it as tcp://host:8786 or tls://host:8786")
     address = settings.scheduler or (where.address if isinstance(where, SchedulerSettings) else "")
     security = security_of(where)

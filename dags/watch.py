@@ -56,9 +56,10 @@ class TaskWatch:
         with self._lock:
             if name not in self._given:  # nobody wants it any more
                 return
-            self._attempts[_batch_of(name)] += 1
+            whole = name.partition("-without-")[0]
+            self._attempts[whole] += 1
             self._running[name] = worker
-            attempt = self._attempts[_batch_of(name)]
+            attempt = self._attempts[whole]
         self._events.tell("task_begun", task=name, worker=worker, attempt=attempt)
 
     def heard_of_workers(self, event: tuple[float, Any]) -> None:
@@ -99,7 +100,8 @@ class TaskWatch:
     def done_by(self, name: str) -> tuple[str | None, int]:
         """The worker that has done a batch or a piece, and at which attempt."""
         with self._lock:
-            return self._workers.pop(name, None), self._attempts.pop(name, 0)
+            joined = self._attempts.pop(f"{name}-join", 0)
+            return self._workers.pop(name, None), self._attempts.pop(name, 0) or joined
 
 
 def _batch_of(name: str) -> str:

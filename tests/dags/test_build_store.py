@@ -38,7 +38,7 @@ from tests.servers import before, now_and_then
 pytestmark = pytest.mark.whole
 
 Bucket = tuple[str, Any]
-OF_ANOTHER = b'{"recipe_name": "other", "recipe_hash": "0", "phase": "scan", "batches": 0}'
+OF_ANOTHER = b'{"recipe_name": "other", "recipe_hash": "0", "phase": "ingest", "batches": 1, "batch_ids": ["0"]}'
 
 
 def run(recipe: Path | Recipe, url: str) -> Manifest:
