@@ -21,7 +21,7 @@ def run(name: str, *given: str) -> str:
 def test_every_part_of_scale_runs_in_small(tmp_path: Path) -> None:
     printed = run("scale.py", "--small", "--json", str(tmp_path / "costs.json"))
     assert "finished parts" in printed
-    assert "tasks that the scheduler holds: 8 at most" in printed, "the stream of submissions is bounded"
+    assert "tasks that the scheduler holds: 4 at most" in printed, "the stream of submissions is bounded"
     measured, kept = (json.loads(path.read_text()) for path in (tmp_path / "costs.json", BENCHMARKS / "costs.json"))
     assert measured.keys() == kept.keys(), "what is measured and what the simulation is given are the same"
 
