@@ -208,7 +208,11 @@ class _Batch:
 
 @dataclass(slots=True)
 class _Run:
-    """A build's log, read: of all runs the batches and requests, of the last one what it is at."""
+    """A build's log, read: of all runs the batches and requests, of the last one what it is at.
+
+    ``planned``: by batch, the objects that its archive says there are, or 0. ``steps``: when in this run's ingest so many
+    objects were done.
+    """
 
     begun: float | None = None
     last_word: float | None = None
@@ -228,10 +232,8 @@ class _Run:
     batches: dict[str, _Batch] = field(default_factory=dict)
     pieces: dict[str, dict[int, int]] = field(default_factory=dict)  # of a batch that is not done: their objects
     done: list[_Batch] = field(default_factory=list)
-    planned: Mapping[str, int] = field(
-        default_factory=dict
-    )  # by batch, the objects that its archive says there are, or 0
-    steps: list[tuple[float, int]] = field(default_factory=list)  # of this run's ingest: when so many objects were done
+    planned: Mapping[str, int] = field(default_factory=dict)
+    steps: list[tuple[float, int]] = field(default_factory=list)
     traffic: list[Traffic] = field(default_factory=list)
 
     @classmethod

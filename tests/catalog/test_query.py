@@ -168,24 +168,14 @@ def test_mistakes_get_one_line_with_a_hint(built: Path, sql: str, hint: str) -> 
         ("SELECT parquet FROM catalog", "no column 'parquet'"),
         ("SELECT key FROM catalog WHERE parquet = 1", "no column 'parquet'"),
         ("FROM parquet_x", "no table 'parquet_x'"),
-    ],
-)
-def test_a_question_that_has_the_word_parquet_is_no_damage(built: Path, sql: str, said: str) -> None:
-    with pytest.raises(UsageError) as error:
-        run_sql(built, sql)
-    assert said in str(error.value)
-
-
-@pytest.mark.parametrize(
-    ("sql", "said"),
-    [
         ("SELECT key FROM catalog WHERE width > 'wide'", "'wide' cannot be turned into"),
         ("SELECT key FROM catalog WHERE width = (SELECT width FROM catalog)", "a subquery gives more than one row"),
         ("SELECT date_trunc('foo', DATE '2020-01-01')", "of the data or of its own"),
         ("SELECT key FROM catalog WHERE regexp_matches(modality, '(')", "of the data or of its own"),
     ],
 )
-def test_a_value_that_does_not_fit_is_told_in_our_words(built: Path, sql: str, said: str) -> None:
+def test_what_is_wrong_is_told_in_our_words(built: Path, sql: str, said: str) -> None:
+    """A value that does not fit as one; and a question that has the word parquet in it is no damaged file."""
     with pytest.raises(UsageError) as error:
         run_sql(built, sql)
     assert said in str(error.value)
