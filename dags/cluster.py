@@ -28,7 +28,7 @@ from lumid.pipeline.recipe_cluster import SCHEDULER_ADDRESS, WAIT_MINUTES, AnyCl
 SAY_EVERY_S = 15.0
 """How often it is said that the first worker of a cluster is waited for."""
 WHERE_TO_LOOK = {
-    "scheduler": "start some with: dask worker ADDRESS",
+    "scheduler": "start some with: dask worker and the scheduler's address",
     "ssh": "see whether the hosts can be logged into, and reach the first of them",
     "slurm": "see `squeue` and the jobs' own output",
     "kubernetes": "see `kubectl get pods` and their events",

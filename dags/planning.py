@@ -62,7 +62,7 @@ def pin_series(
     """What archives hold is pinned, by the lock given or now; every header of a folder is read.
 
     What an earlier run of the same build has pinned in ``work/lock.parquet`` stays pinned. Raises
-    :class:`LumidError` when a folder is not what the lock says.
+    :class:`LumidError` when a folder is not what the lock says, or there is nothing at all.
     """
     if pinned is None:
         pinned = pinned_before(layout) or pin(recipe)
@@ -76,7 +76,10 @@ def pin_series(
             locks.append(_checked(lock_table(series[number], number), pinned, number))
         else:
             locks.append(pinned.filter(pc.equal(pinned["recipe_source"], number)))
-    return Pinned(pa.concat_tables(locks), series)
+    lock = pa.concat_tables(locks)
+    if lock.num_rows == 0:  # not a data set of nothing, which whoever runs this every night would not notice
+        raise LumidError("there is nothing to build: no file in the folders, and no series of archives")
+    return Pinned(lock, series)
 
 
 def plan_build(recipe: Recipe, pinned: Pinned, layout: Layout[AnyPath], taken: frozenset[int] = frozenset()) -> Plan:

@@ -137,11 +137,25 @@ def test_a_log_on_stderr_is_all_that_is_there(tmp_path: Path) -> None:
     assert (done.returncode, events[-1]) == (1, "build_failed")
 
 
-def test_an_empty_folder(on_cluster: Command, tmp_path: Path) -> None:
-    (tmp_path / "source").mkdir()
-    done = on_cluster("build", "--source", tmp_path / "source", "--out", tmp_path / "data")
-    assert done.returncode == 0, done.stderr
-    assert "planned 0 = kept 0 + rejected 0" in done.stdout
+def test_an_empty_folder_is_no_data_set(on_cluster: Command, tmp_path: Path) -> None:
+    source, out = tmp_path / "source", tmp_path / "data"
+    source.mkdir()
+    done = on_cluster("build", "--source", source, "--out", out)
+    assert (done.returncode, done.stderr.splitlines()[-1:]) == (
+        1,
+        ["error: there is nothing to build: no file in the folders, and no series of archives"],
+    )
+    assert not (out / "dataset.json").exists()
+    (source / "note.txt").write_text("no image")
+    assert on_cluster("build", "--source", source, "--out", out).returncode == 0
+
+
+def test_a_folder_is_no_recipe(tmp_path: Path) -> None:
+    done = lumid("build", tmp_path)
+    assert (done.returncode, done.stderr.splitlines()) == (
+        2,
+        [f"error: {tmp_path}: is a folder, not a recipe; to build from its files: --source {tmp_path}"],
+    )
 
 
 def test_more_rejects_than_the_recipe_allows_is_exit_code_3(on_cluster: Command, tmp_path: Path) -> None:
