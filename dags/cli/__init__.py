@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import sys
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
-from lumid.catalog.errors import EXIT_FAILED, LumidError
+from lumid.catalog.errors import EXIT_DONE, EXIT_FAILED, EXIT_USAGE, LumidError, UsageError
 from lumid.dags.quiet import keep_quiet, place_of
 from lumid.dags.stopping import Stopped, asked, catch_signals
+
+WRONG_USE: Any = typer.BadParameter.__base__
+"""click's UsageError: that of click or, in newer versions of typer, that of its own copy of click."""
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def _say_stopped(stopped: Stopped) -> NoReturn:
@@ -27,20 +34,34 @@ def main() -> None:
     except LumidError as error:
         if signalled := asked():
             _say_stopped(signalled)
-        Console(stderr=True, soft_wrap=True, highlight=False).print(f"[bold red]error:[/] {_escape(str(error))}")
-        sys.exit(error.exit_code)
+        _say_failed(str(error), error.exit_code)
     except Stopped as stopped:
         _say_stopped(stopped)
     except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python says so once more as it ends
         sys.exit(EXIT_FAILED)
-    except Exception as error:
-        if signalled := asked():
-            _say_stopped(signalled)
-        # the value of an unforeseen exception may quote a header: name its kind and place, never its text
-        typer.echo(
-            f"error: lumid failed ({type(error).__name__} at {place_of(error)}); please report this line", err=True
+    except OSError as error:
+        if error.errno not in FULL:
+            _say_unforeseen(error)
+        _say_failed(
+            f"{os.strerror(error.errno)}: nothing more can be written; make room and run the same command again",
+            EXIT_FAILED,
         )
-        sys.exit(EXIT_FAILED)
+    except Exception as error:
+        _say_unforeseen(error)
+
+
+def _say_unforeseen(error: Exception) -> NoReturn:
+    if signalled := asked():
+        _say_stopped(signalled)
+    # the value of an unforeseen exception may quote a header: name its kind and place, never its text
+    typer.echo(f"error: lumid failed ({type(error).__name__} at {place_of(error)}); please report this line", err=True)
+    sys.exit(EXIT_FAILED)
+
+
+def _say_failed(text: str, exit_code: int) -> NoReturn:
+    Console(stderr=True, soft_wrap=True, highlight=False).print(f"[bold red]error:[/] {escape(text)}")
+    sys.exit(exit_code)
 
 
 def _run() -> None:
@@ -62,10 +83,10 @@ def _run() -> None:
     )
     from lumid.dags.cli.app import app
 
-    app()
-
-
-def _escape(text: str) -> str:
-    from rich.markup import escape
-
-    return escape(text)
+    try:
+        code = app(standalone_mode=False)
+    except WRONG_USE as error:
+        if not (message := error.format_message().rstrip(".")):  # nothing was asked, and the help has been shown
+            sys.exit(EXIT_USAGE)
+        raise UsageError(f"{message} (see {error.ctx.command_path if error.ctx else 'lumid'} --help)") from None
+    sys.exit(code or EXIT_DONE)

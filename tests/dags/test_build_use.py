@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -93,6 +95,10 @@ def test_an_out_that_holds_something_else_is_refused(what: str, tmp_path: Path) 
         (["build", "demo", "--out", "x", "--scheduler", "tcp://127.0.0.1:9"], 1, "no Dask scheduler answers"),
         (["status", "no-such"], 1, "not a data set"),
         (["query", "no-such"], 1, "not a data set"),
+        (["build", "--nope"], 2, "No such option: --nope (see python -m lumid build --help)"),
+        (["biuld"], 2, "'build'? (see python -m lumid --help)"),
+        (["build", "--workers", "0"], 2, "--workers"),
+        (["query"], 2, "DATASET"),
     ],
 )
 def test_wrong_use_is_one_line_and_an_exit_code(
@@ -104,6 +110,42 @@ def test_wrong_use_is_one_line_and_an_exit_code(
     assert words in done.stderr
     assert done.stderr.count("\n") == 1
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("group", [[], ["deid"]])
+def test_a_command_of_commands_shows_its_help(group: list[str]) -> None:
+    done = lumid(*group)
+    assert (done.returncode, done.stderr) == (2, "")
+    assert "Commands" in done.stdout
+
+
+def test_a_full_disk_below_what_is_printed_is_one_line(built_study: Path) -> None:
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "lumid", "query", str(built_study), "--format", "csv"],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=120,
+        )
+    assert done.returncode == 1
+    assert done.stderr.splitlines() == [
+        "error: No space left on device: nothing more can be written; make room and run the same command again"
+    ]
+
+
+def test_whoever_reads_what_is_printed_may_have_had_enough(built_study: Path) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(
+        [sys.executable, "-m", "lumid", "query", str(built_study), "--format", "csv"],
+        stdout=writer,
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=120,
+    )
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (1, "")
 
 
 def test_a_folder_without_images_is_a_data_set_of_rejects(on_cluster: Command, tmp_path: Path) -> None:
