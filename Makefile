@@ -1,6 +1,7 @@
 # lumid: everything a developer runs. `make help` lists it.
 PYTHON ?= python3
 VENV   ?= .venv
+LOWEST ?= .venv-lowest
 BIN    := $(VENV)/bin
 DEMO   ?= lumid-demo
 JOBS   ?= 2
@@ -13,7 +14,7 @@ IMAGE_TAGS    = $(foreach minor,$(shell seq 41 -1 17),manylinux_2_$(minor)) many
 EXTRAS_cpu   := kubernetes
 EXTRAS_gpu   := train,eval
 
-.PHONY: help demo quick test test-all lint format docs sheets bench wheels wheels-gpu clean
+.PHONY: help demo quick test test-all lowest lint format docs sheets bench wheels wheels-gpu clean
 
 help: ## list what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 12
@@ -42,6 +43,13 @@ test: lint ## style, types, layers, and the fast tests
 
 test-all: lint ## the slow tests too
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
+
+lowest: ## the quick tests with the least versions that pyproject.toml allows, in an environment of their own
+	$(PYTHON) -m venv --clear $(LOWEST)
+	$(LOWEST)/bin/python -m pip install --quiet uv
+	$(LOWEST)/bin/uv pip compile --quiet --no-deps --resolution lowest-direct --extra train pyproject.toml -o $(LOWEST)/least.txt
+	$(LOWEST)/bin/uv pip install --quiet --python $(LOWEST)/bin/python -c $(LOWEST)/least.txt -e '.[train,eval,test]'
+	$(LOWEST)/bin/python -m pytest -m 'not slow and not whole' -n $(JOBS) --dist loadfile
 
 lint: $(DEV) ## ruff, mypy, and that imports only go down
 	$(BIN)/ruff check .
@@ -76,4 +84,4 @@ $(BIN)/python -m pip download --quiet --dest wheels/$(1) --only-binary=:all: --p
 endef
 
 clean: ## remove the environment and what tools left
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(LOWEST) .mypy_cache .ruff_cache .pytest_cache .hypothesis
