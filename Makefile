@@ -44,7 +44,7 @@ test: lint ## style, types, layers, and the fast tests
 test-all: lint ## the slow tests too
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
-lowest: ## the quick tests with the least versions that pyproject.toml allows, in an environment of their own
+lowest: ## the quick tests with the least versions of what lumid needs, in an environment of their own
 	$(PYTHON) -m venv --clear $(LOWEST)
 	$(LOWEST)/bin/python -m pip install --quiet uv
 	$(LOWEST)/bin/uv pip compile --quiet --no-deps --resolution lowest-direct --extra train pyproject.toml -o $(LOWEST)/least.txt
@@ -68,7 +68,7 @@ sheets: $(DEV) ## contact sheets of every real image at hand, to be looked at, i
 	$(BIN)/python -m tests.contact_sheets build/sheets
 
 bench: $(DEV) ## run the benchmarks; each prints its ratios
-	@for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python $$file; done
+	@for file in $(filter-out benchmarks/synthetic_%,$(wildcard benchmarks/*.py)); do echo "== $$file"; $(BIN)/python $$file; done
 
 wheels: $(BIN)/python ## fetch what the CPU image is made of into wheels/cpu; the Dockerfile then needs no network
 	$(call fetch_wheels,cpu)

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import pyarrow as pa
 
-from lumid.catalog.errors import LumidError
+from lumid.catalog.errors import LumidError, RecipeError
 from lumid.catalog.paths import AnyPath
 from lumid.pipeline.connections import is_reachable
 from lumid.pipeline.lock import series_of
 from lumid.pipeline.rawcache import check_cache
 from lumid.pipeline.recipe import AnySource, FolderSettings, NihSettings, PydicomSettings, Recipe, make_keyer
-from lumid.pipeline.sources import ListedSource, open_listed
+from lumid.pipeline.sources import ListedSource, Listing, open_listed
 from lumid.pipeline.sources.nih import check_tables
 
 
@@ -58,6 +59,17 @@ def open_listed_sources(recipe: Recipe, scratch: Path | None) -> dict[int, Liste
         for number, settings in enumerate(recipe.sources)
         if isinstance(settings, FolderSettings | PydicomSettings) and not _awaited(settings)
     }
+
+
+def check_listings(recipe: Recipe, listings: Mapping[int, Listing]) -> None:
+    """Refuse a folder with nothing in it, such as a disk that is not mounted: it would be a data set that lacks it all.
+
+    ``listings``: by number of the source. Raises :class:`~lumid.catalog.errors.RecipeError`.
+    """
+    for number, listing in listings.items():
+        settings = recipe.sources[number]
+        if not listing and isinstance(settings, FolderSettings) and not settings.by_hand:
+            raise RecipeError(f"{settings.path}: there is no file in it; is its disk mounted?")
 
 
 def _awaited(settings: FolderSettings | PydicomSettings) -> bool:

@@ -23,6 +23,7 @@ from lumid.dags.base import Finished
 from lumid.dags.begin import (
     archives_answer,
     check_fetching,
+    check_listings,
     open_listed_sources,
     reads_remotely,
     unreachable,
@@ -80,6 +81,7 @@ def build(
         sources = _open_sources(recipe, layout, needed=finished is None or again is not None)
         listings = {number: source.objects() for number, source in sources.items()}
         if finished is None:
+            check_listings(recipe, listings)
             _check_out(layout, recipe)
         else:
             _check_current(finished, listings, lock, out)

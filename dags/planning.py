@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from distributed import Client
 
-from lumid.catalog.errors import LumidError, UsageError
+from lumid.catalog.errors import LumidError, RecipeError, UsageError
 from lumid.catalog.layout import Layout, write_table
 from lumid.catalog.lock import LOCK
 from lumid.catalog.paths import AnyPath, read_parquet, sizes
@@ -78,7 +78,9 @@ def pin_series(
             locks.append(pinned.filter(pc.equal(pinned["recipe_source"], number)))
     lock = pa.concat_tables(locks)
     if lock.num_rows == 0:  # not a data set of nothing, which whoever runs this every night would not notice
-        raise LumidError("there is nothing to build: no file in the folders, and no series of archives")
+        raise RecipeError(
+            f"recipe '{recipe.name}' selects no series, and no folder that it needs is there; lumid plan says what is missing"
+        )
     return Pinned(lock, series)
 
 

@@ -45,7 +45,9 @@ def load_recipe(name_or_path: str) -> Recipe:
     if name_or_path in shipped:
         return parse_recipe(shipped[name_or_path], f"recipe '{name_or_path}'", base=Path.cwd())
     if path.is_dir():
-        raise RecipeError(f"{name_or_path}: is a folder, not a recipe; to build from its files: --source {name_or_path}")
+        raise RecipeError(
+            f"{name_or_path}: is a folder, not a recipe; to build from its files: --source {name_or_path}"
+        )
     if not path.is_file():
         raise RecipeError(
             f"{name_or_path}: no such recipe; shipped are {', '.join(shipped)}, or give the path of a TOML file"

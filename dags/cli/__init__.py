@@ -38,11 +38,12 @@ def main() -> None:
     except Stopped as stopped:
         _say_stopped(stopped)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python says so once more as it ends
+        _drop_output()
         sys.exit(EXIT_FAILED)
     except OSError as error:
         if error.errno not in FULL:
             _say_unforeseen(error)
+        _drop_output()
         _say_failed(
             f"{os.strerror(error.errno)}: nothing more can be written; make room and run the same command again",
             EXIT_FAILED,
@@ -51,7 +52,12 @@ def main() -> None:
         _say_unforeseen(error)
 
 
-def _say_unforeseen(error: Exception) -> NoReturn:
+def _drop_output() -> None:
+    """What could not be printed is forgotten; else Python would try once more as it ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _say_unforeseen(error: BaseException) -> NoReturn:
     if signalled := asked():
         _say_stopped(signalled)
     # the value of an unforeseen exception may quote a header: name its kind and place, never its text
@@ -60,7 +66,7 @@ def _say_unforeseen(error: Exception) -> NoReturn:
 
 
 def _say_failed(text: str, exit_code: int) -> NoReturn:
-    Console(stderr=True, soft_wrap=True, highlight=False).print(f"[bold red]error:[/] {escape(text)}")
+    Console(stderr=True, soft_wrap=True, highlight=False, emoji=False).print(f"[bold red]error:[/] {escape(text)}")
     sys.exit(exit_code)
 
 
@@ -85,8 +91,18 @@ def _run() -> None:
 
     try:
         code = app(standalone_mode=False)
+    except typer.Abort as error:  # of an EOFError
+        _say_unforeseen(error.__cause__ or error)
     except WRONG_USE as error:
-        if not (message := error.format_message().rstrip(".")):  # nothing was asked, and the help has been shown
+        message = error.format_message()
+        if (
+            type(error).__name__ == "NoArgsIsHelpError"
+        ):  # the message is the help; in colours, it has been shown already
+            typer.echo(message, nl=bool(message))
             sys.exit(EXIT_USAGE)
-        raise UsageError(f"{message} (see {error.ctx.command_path if error.ctx else 'lumid'} --help)") from None
+        raise UsageError(
+            f"{message.rstrip('.')} (see {error.ctx.command_path if error.ctx else 'lumid'} --help)"
+        ) from None
+    if sys.stdout is not None:
+        sys.stdout.flush()  # a full disk is told here, or by Python in its own words
     sys.exit(code or EXIT_DONE)

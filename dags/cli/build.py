@@ -126,7 +126,7 @@ def build(
     if key_file is not None:
         chosen = _private(chosen, source, key_file)
     target = data_path(out or chosen.name)
-    console = Console(stderr=True, highlight=False, quiet=log == "-")
+    console = Console(stderr=True, highlight=False, emoji=False, quiet=log == "-")
     events = EventLog()
     with _only_events(log), log_to(events, log, target), events.told_how_it_ends():
         old = None if base is None else data_path(base)
@@ -219,7 +219,7 @@ def _recipe(name: str | None, source: Path | None, collection: str, license: str
 
 
 def _print_summary(manifest: Manifest, out: AnyPath, *, already: bool) -> None:
-    console = Console(highlight=False, soft_wrap=True)
+    console = Console(highlight=False, emoji=False, soft_wrap=True)
     counts = manifest.counts
     console.print(f"[bold]{escape(str(out))}[/] {'is finished already' if already else 'is finished'}")
     by_modality = ", ".join(f"{name} {count:,}" for name, count in manifest.modalities.items()) or "none"
@@ -274,7 +274,7 @@ def status(
     if as_json:
         typer.echo(json.dumps(asdict(look(root))))
         return
-    console = Console(highlight=False)
+    console = Console(highlight=False, emoji=False)
     if not console.is_terminal:
         console.width = 160
 

@@ -116,7 +116,7 @@ def _repair(dataset: Path, found: Verification, chosen: Recipe, workers: int | N
     from lumid.dags.progress import BuildProgress
     from lumid.dags.repair import repair
 
-    console = Console(stderr=True, highlight=False)
+    console = Console(stderr=True, highlight=False, emoji=False)
     cluster = ClusterSettings(None, workers, where=chosen.cluster)
     done = repair(dataset, found, chosen, cluster, BuildProgress(console))
     typer.echo(
@@ -130,7 +130,7 @@ def _progress() -> Iterator[Callable[[int, int], None]]:
     """A bar of bytes with rate and time left, on a terminal."""
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
-    console = Console(stderr=True)
+    console = Console(stderr=True, emoji=False)
     columns = (
         TextColumn("[bold]verify"),
         BarColumn(bar_width=30),

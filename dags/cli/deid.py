@@ -121,7 +121,7 @@ def _map_folder(folder: Path, keyer: Keyer, policy: str, collection: str) -> Ite
 
     quiet_libraries()
     source = FolderSource(folder, Provenance(collection, "folder", None, None, None), keyer)
-    console = Console(stderr=True)
+    console = Console(stderr=True, emoji=False)
     try:
         paths = {name: path.relative_to(folder).as_posix() for name, path in source.paths().items()}
         with Progress(console=console, disable=not console.is_terminal, transient=True) as bars:
@@ -240,7 +240,7 @@ def _progress() -> Iterator[Callable[[int, int], None]]:
     """A bar of bytes on a terminal."""
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
-    console = Console(stderr=True)
+    console = Console(stderr=True, emoji=False)
     columns = (TextColumn("[bold]audit"), BarColumn(bar_width=30), DownloadColumn(), TransferSpeedColumn(),
                TextColumn("left"), TimeRemainingColumn())  # fmt: skip
     with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as bars:

@@ -28,7 +28,7 @@ def demo(
     """
     from lumid.dags.demo import demo as run
 
-    done = run(out, Console(stderr=as_json, highlight=False), steps=steps)
+    done = run(out, Console(stderr=as_json, highlight=False, emoji=False), steps=steps)
     if as_json:
         places = {
             name: str(getattr(done, name)) if getattr(done, name) else None
@@ -37,7 +37,7 @@ def demo(
         typer.echo(json.dumps(places))
         return
     data = done.data
-    console = Console(highlight=False, soft_wrap=True)
+    console = Console(highlight=False, emoji=False, soft_wrap=True)
     console.rule("where everything is")
     for what, path in (
         ("report", data / "report.html"),

@@ -134,7 +134,7 @@ def evaluate(
         )  # fmt: skip
         baseline = _baseline(baseline, models, out)
         cluster = ClusterSettings(scheduler, workers)
-        console = Console(stderr=True, highlight=False)
+        console = Console(stderr=True, highlight=False, emoji=False)
         done = run_evaluation(jobs, out, baseline=baseline, cluster=cluster, draws=draws, console=console)
     if as_json:
         facts = {
@@ -144,7 +144,7 @@ def evaluate(
         }
         typer.echo(json.dumps(facts))
     else:
-        _print(done, Console(highlight=False))
+        _print(done, Console(highlight=False, emoji=False))
     if done.failures:
         raise typer.Exit(EXIT_FAILED)
 
@@ -191,7 +191,7 @@ def _print(done: object, console: Console) -> None:
     for file in done.files:
         console.print(escape(str(file)), soft_wrap=True)
     for one in done.failures:
-        Console(stderr=True, highlight=False, soft_wrap=True).print(
+        Console(stderr=True, highlight=False, emoji=False, soft_wrap=True).print(
             f"[red]{escape(f'{one.model} · {one.task}')}:[/] {escape(one.why)}"
         )
 

@@ -284,9 +284,9 @@ def _print_collection(one: Collection) -> None:
 
 
 def _console() -> Console:
-    console = Console(highlight=False)
+    console = Console(highlight=False, emoji=False)
     # a pipe has no width: nothing is cut or wrapped there
-    return console if console.is_terminal else Console(highlight=False, width=PIPE_WIDTH)
+    return console if console.is_terminal else Console(highlight=False, emoji=False, width=PIPE_WIDTH)
 
 
 def _print_table(console: Console, headings: list[Heading], rows: Iterable[list[str]], last: list[str]) -> None:

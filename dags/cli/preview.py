@@ -40,7 +40,7 @@ def half_blocks(picture: RGB, columns: int) -> Text:
 
 def print_preview(picture: RGB, wanted: bool | None) -> bool:
     """Show a picture on standard output; ``wanted``: None where it can be seen. Whether it was shown."""
-    console = Console(file=sys.stdout, highlight=False)
+    console = Console(file=sys.stdout, highlight=False, emoji=False)
     if wanted is False or (wanted is None and not can_preview(console)):
         return False
     console.print(half_blocks(picture, min(console.width, WIDEST)), soft_wrap=True)

@@ -113,7 +113,7 @@ def _print_table(table: pa.Table) -> None:
 
     terminal = sys.stdout.isatty()
     # a pipe has no width: nothing is cut or wrapped there
-    console = Console(highlight=False, width=None if terminal else 10_000)
+    console = Console(highlight=False, emoji=False, width=None if terminal else 10_000)
     view = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     from pyarrow import types
 

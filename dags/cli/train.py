@@ -71,7 +71,7 @@ def pretrain(
         device=device,
         fresh=resume is Resume.NEVER,
         weights=weights,
-        console=Console(stderr=True, highlight=False),
+        console=Console(stderr=True, highlight=False, emoji=False),
     )
     if not done.leads:
         return
@@ -123,7 +123,7 @@ def reconstruct(
     require_torch()
     from lumid.model.reconstruct import reconstruct as draw
 
-    console = Console(stderr=True)
+    console = Console(stderr=True, emoji=False)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("reconstruct", total=None)
         target = out or run / "reconstruction.png"

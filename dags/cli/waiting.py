@@ -15,7 +15,7 @@ QUIET_S = 2.0
 @contextmanager
 def waiting(what: str) -> Iterator[None]:
     """After two seconds, ``what`` is being done, with a moving sign, until it is; nothing where no terminal is."""
-    console = Console(stderr=True, highlight=False)
+    console = Console(stderr=True, highlight=False, emoji=False)
     if not console.is_terminal:
         yield
         return
@@ -33,7 +33,7 @@ def waiting(what: str) -> Iterator[None]:
 @contextmanager
 def counting(what: str) -> Iterator[Callable[[int, int], None]]:
     """A bar that is told how many samples are done, and how many there are; on a terminal only."""
-    console = Console(stderr=True, highlight=False)
+    console = Console(stderr=True, highlight=False, emoji=False)
     columns = (
         TextColumn(f"[bold]{what}"),
         BarColumn(bar_width=30),
