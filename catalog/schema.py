@@ -242,7 +242,7 @@ REASONS: dict[str, str] = {
     "dicomdir": "a DICOMDIR: a directory of other files, holds no image",
     "broken_header": "the header cannot be parsed to its end",
     "truncated": "the file ends before its header or pixel data do",
-    "duplicate_instance": "the same SOP Instance UID was already read from another object; of two series, from the first in the lock",
+    "duplicate_instance": "the same SOP Instance UID was already read from another object; of two series, the first in the lock keeps it",
     "not_an_image": "an object that holds no image of a patient: report, segmentation, plan, dose, waveform",
     "missing_tag": "a tag that the image cannot be read without is missing, empty or malformed",
     "no_pixel_data": "an image object without pixel data",
