@@ -232,6 +232,8 @@ def atomic_file(path: AnyPath) -> Iterator[BinaryIO]:
         with put_when_whole(path) as file:
             yield file
         return
+    if path.exists() and not path.is_file():  # a device would be gone, and who reads a pipe would wait for ever
+        raise UsageError(f"{path}: is not a regular file; only such can be written")
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:

@@ -248,7 +248,7 @@ REASONS: dict[str, str] = {
     "no_pixel_data": "an image object without pixel data",
     "unsupported_syntax": "a transfer syntax that no decoder here reads",
     "wrong_length": "the pixel data's length does not fit rows × columns × frames",
-    "absurd_size": "the header claims an image larger than the limits",
+    "absurd_size": "an object, or the image that its header claims, is larger than the limits",
     "decode_failed": "the decoder refused the pixel data",
     "decoder_crash": "decoding it killed the process that tried, more than once",
     "unsupported_modality": "a modality that has no profile",

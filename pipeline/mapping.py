@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from pydicom import Dataset, dcmread
+from pydicom import Dataset
 
 from lumid.catalog.keys import Keyer
 from lumid.pipeline.convert import sniff
 from lumid.pipeline.deidentify import identify
 from lumid.pipeline.frame_header import FrameHeader
+from lumid.pipeline.parse import any_header
 from lumid.pipeline.reject import Reject
+from lumid.pipeline.scan import MAX_OBJECT_BYTES
 from lumid.pipeline.sources import ListedSource, ObjectRef
 
 KINDS = ("patient", "study", "series", "instance", "frame_of_reference", "object")
@@ -49,7 +50,7 @@ def map_source(
     for item in source.objects():
         ref = item[0] if isinstance(item, tuple) else item
         yield Mapped("object", ref.source_id, names.get(ref.source_id, ""))
-        if not isinstance(item, tuple):
+        if not isinstance(item, tuple) and ref.size_bytes <= MAX_OBJECT_BYTES:
             yield from _of_object(source, ref, names.get(ref.source_id, ""), keyer, policy)
         advance()
 
@@ -61,7 +62,7 @@ def _of_object(source: ListedSource, ref: ObjectRef, name: str, keyer: Keyer, po
         return
     collection = source.provenance.collection
     try:
-        dataset = dcmread(io.BytesIO(data), stop_before_pixels=True, force=True) if kind == "dicom" else Dataset()
+        dataset = any_header(data)[0] if kind == "dicom" else Dataset()
         header = FrameHeader(dataset, 0)
         found = identify(header, keyer, collection=collection, policy=policy, source_id=ref.source_id)
     except Exception:  # a header that does not parse is rejected by a build, too

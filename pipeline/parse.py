@@ -11,10 +11,11 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import pydicom
+import numpy as np
 from pydicom import Dataset, FileDataset
 from pydicom.dataelem import RawDataElement
-from pydicom.tag import Tag
+from pydicom.filereader import read_partial
+from pydicom.tag import BaseTag, Tag
 from pydicom.uid import (
     UID,
     DeflatedExplicitVRLittleEndian,
@@ -29,6 +30,10 @@ from lumid.pipeline.walk import plain_header
 
 UNDEFINED_LENGTH = 0xFFFFFFFF
 MAX_INFLATED_BYTES = 1 << 30
+ZEROS = 1 << 16
+"""So many of those at the end of a file may be the value of its last element."""
+MAX_ELEMENTS = 1 << 20
+"""Of a header, those within sequences not counted; real ones have thousands at most."""
 DICOMDIR_CLASS = "1.2.840.10008.1.3.10"
 PIXEL_ELEMENTS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
 PIXEL_TAGS = (0x7FE00010, 0x7FE00008, 0x7FE00009)
@@ -84,7 +89,7 @@ def parse(data: bytes, *, header_only: bool = False) -> FileDataset | Reject:
             if isinstance(inflated, Reject):
                 return inflated
             data = inflated
-        dataset, at = plain_header(data) or _any_header(data)
+        dataset, at = plain_header(data) or any_header(data)
         whole = memoryview(data)
         if deflated:
             dataset.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
@@ -105,11 +110,36 @@ def parse(data: bytes, *, header_only: bool = False) -> FileDataset | Reject:
     return dataset
 
 
-def _any_header(data: bytes) -> tuple[FileDataset, int]:
-    """The data set before its pixel data as pydicom reads it, and where it stopped."""
-    stream = io.BytesIO(data)
-    dataset = pydicom.dcmread(stream, force=True, stop_before_pixels=True)
+def any_header(data: bytes, beyond: int | None = None) -> tuple[FileDataset, int]:
+    """The data set before its pixel data as pydicom reads it, and where it stopped.
+
+    It ends where a file was filled up with zeros, as an interrupted copy into allocated space is: there is no element
+    (0000,0000) of no length, and pydicom would read a million of them in three seconds. ``beyond``: stop after this tag already. Raises
+    :class:`ValueError` after :data:`MAX_ELEMENTS`, and whatever else a hostile header provokes in pydicom.
+    """
+    met = 0
+
+    def ends(tag: BaseTag, _vr: str | None, length: int) -> bool:
+        nonlocal met
+        met += 1
+        if met > MAX_ELEMENTS:
+            raise ValueError("too many elements")
+        return tag in PIXEL_TAGS or (tag == 0 and length == 0) or (beyond is not None and tag > beyond)
+
+    stream = io.BytesIO(data[: _filled(data) + ZEROS])
+    dataset = read_partial(stream, stop_when=ends, force=True)
     return dataset, stream.tell()
+
+
+def _filled(data: bytes) -> int:
+    """How many bytes there are without the zeros at the end."""
+    end = len(data)
+    while end:
+        start = max(0, end - (1 << 20))
+        if rest := len(data[start:end].rstrip(b"\0")):
+            return start + rest
+        end = start
+    return 0
 
 
 def _inflate(data: bytes) -> bytes | Reject:
@@ -212,7 +242,7 @@ def _ends_early(dataset: FileDataset, whole: memoryview) -> bool:
     if not isinstance(length, int) or not isinstance(position, int) or length == UNDEFINED_LENGTH:
         return False  # a sequence: parsing it to its end has checked it
     end = position + length
-    return end > len(whole) or bool(bytes(whole[end:]).strip(b"\0"))
+    return end > len(whole) or bool(np.frombuffer(whole[end:], np.uint8).any())
 
 
 def pixel_element(dataset: Dataset) -> str | None:

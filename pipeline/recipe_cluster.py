@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-Count = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=1, le=100_000)]
 Gigabytes = Annotated[float, Field(gt=0)]
 SCHEDULER_ADDRESS = r"^(tcp|tls)://[A-Za-z0-9.\[\]:_-]+:[0-9]{1,5}$"
 SchedulerAddress = Annotated[

@@ -113,7 +113,10 @@ def make_recipe(
     modality: Modality | None = None,
 ) -> Recipe:
     """The recipe of ``lumid build --source FOLDER``: everything by default. Raises :class:`RecipeError`."""
-    path = str(folder) if "://" in str(folder) else str(Path(folder).expanduser().resolve())
+    try:
+        path = str(folder) if "://" in str(folder) else str(Path(folder).expanduser().resolve())
+    except RuntimeError:  # so says Python before 3.13 of a link to itself
+        raise RecipeError(f"{folder}: symbolic links lead round in a circle") from None
     try:
         source = FolderSettings(path=path, collection=collection, license=license, doi=doi, modality=modality)
         return Recipe(name=re.sub(r"[^a-z0-9_-]", "-", collection), sources=(source,))

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-import io
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from pydicom import Dataset
-from pydicom.filereader import read_partial
-from pydicom.tag import BaseTag
 
 from lumid.catalog.keys import Keyer
 from lumid.pipeline.convert import claimed_frames, sniff
 from lumid.pipeline.deidentify import identify
 from lumid.pipeline.frame_header import FrameHeader
+from lumid.pipeline.parse import any_header
 from lumid.pipeline.reject import Reject
 from lumid.pipeline.sources import ListedSource, Listing, Member, ObjectRef, Provenance, Series
 from lumid.pipeline.sources.archived import archive_kind
@@ -23,6 +21,9 @@ from lumid.pipeline.sources.archived import archive_kind
 HEAD_BYTES = 16 * 1024
 NUMBER_OF_FRAMES = 0x00280008
 MAX_CLAIMED_FRAMES = 1_000_000
+MAX_OBJECT_BYTES = 1 << 32
+"""An object is read into memory. A sparse file of terabytes costs nobody anything to make."""
+TOO_LARGE = Reject("read", "absurd_size", f"more than {MAX_OBJECT_BYTES >> 30} GiB")
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +47,8 @@ def scan(source: ListedSource, refs: Listing, keyer: Keyer, policy: str, *, requ
     def one(item: ObjectRef | tuple[ObjectRef, Reject]) -> Scanned:
         if isinstance(item, tuple):
             return _alone(item[0], keyer, source.provenance, item[1])
+        if item.size_bytes > MAX_OBJECT_BYTES:
+            return _alone(item, keyer, source.provenance, TOO_LARGE)
         return _scan_one(source, item, keyer, policy)
 
     if requests == 1:
@@ -88,20 +91,14 @@ def _identified(
     data: bytes, ref: ObjectRef, keyer: Keyer, provenance: Provenance, policy: str, *, whole: bool
 ) -> Scanned | None:
     """What a DICOM object's first bytes say; None when they do not reach far enough, or are broken."""
-    reached = False
-
-    def beyond(tag: BaseTag, _vr: str | None, _length: int) -> bool:
-        nonlocal reached
-        reached = reached or tag > NUMBER_OF_FRAMES
-        return reached
-
     try:
-        header = FrameHeader(read_partial(io.BytesIO(data), stop_when=beyond, force=True), 0)
+        dataset, at = any_header(data, beyond=NUMBER_OF_FRAMES)
+        header = FrameHeader(dataset, 0)
         identity = identify(header, keyer, collection=provenance.collection, policy=policy, source_id=ref.source_id)
         frames = header.number("NumberOfFrames")
     except Exception:
         return None  # cut off, or broken: the whole object tells; what is broken is found out when it is ingested
-    if not reached and not whole:
+    if at >= len(data) and not whole:
         return None
     claimed = int(frames) if frames and 1 <= frames <= MAX_CLAIMED_FRAMES else 1
     return Scanned(ref, identity.series, identity.instance, claimed)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import sys
+from pathlib import Path
 from typing import Any, NoReturn
 
 import typer
@@ -18,6 +20,7 @@ from lumid.dags.stopping import Stopped, asked, catch_signals
 WRONG_USE: Any = typer.BadParameter.__base__
 """click's UsageError: that of click or, in newer versions of typer, that of its own copy of click."""
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+NO_PATH = (errno.ENAMETOOLONG, errno.ELOOP)
 
 
 def _say_stopped(stopped: Stopped) -> NoReturn:
@@ -27,9 +30,11 @@ def _say_stopped(stopped: Stopped) -> NoReturn:
 
 def main() -> None:
     """Run the command line; every expected error is one line on stderr and an exit code."""
+    _open_standard_streams()
     keep_quiet()
     catch_signals()
     try:
+        _check_folder()
         _run()
     except LumidError as error:
         if signalled := asked():
@@ -41,6 +46,8 @@ def main() -> None:
         _drop_output()
         sys.exit(EXIT_FAILED)
     except OSError as error:
+        if error.errno in NO_PATH:
+            _say_failed(f"{os.strerror(error.errno)}: choose another path", EXIT_USAGE)
         if error.errno not in FULL:
             _say_unforeseen(error)
         _drop_output()
@@ -50,6 +57,28 @@ def main() -> None:
         )
     except Exception as error:
         _say_unforeseen(error)
+
+
+def _open_standard_streams() -> None:
+    """Where a stream was closed (``lumid … >&-``), the next file opened would be taken for it, by every child too."""
+    for number in (0, 1, 2):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # the lowest number that is free
+    sys.stdout = sys.stdout or os.fdopen(1, "w", closefd=False)
+    sys.stderr = sys.stderr or os.fdopen(2, "w", closefd=False)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and not stream.encoding.lower().startswith("utf"):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _check_folder() -> None:
+    """Relative paths mean nothing where the working directory was removed, and libraries say so in many ways."""
+    try:
+        Path.cwd()
+    except FileNotFoundError:
+        raise UsageError("the working directory is gone; cd to one that is there") from None
 
 
 def _drop_output() -> None:
@@ -103,6 +132,5 @@ def _run() -> None:
         raise UsageError(
             f"{message.rstrip('.')} (see {error.ctx.command_path if error.ctx else 'lumid'} --help)"
         ) from None
-    if sys.stdout is not None:
-        sys.stdout.flush()  # a full disk is told here, or by Python in its own words
+    sys.stdout.flush()  # a full disk is told here, or by Python in its own words
     sys.exit(code or EXIT_DONE)

@@ -18,6 +18,7 @@ from rich.markup import escape
 from lumid.catalog.errors import EXIT_DONE, EXIT_REJECTS, LumidError, UsageError
 from lumid.catalog.words import many
 from lumid.dags.cli.app import app
+from lumid.dags.cli.options import MOST_WORKERS, folder
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -35,7 +36,10 @@ def build(
         str | None,
         typer.Argument(metavar="[RECIPE]", help="A shipped recipe's name (demo, lumid, paper) or a TOML file."),
     ] = None,
-    source: Annotated[Path | None, typer.Option(help="A folder of DICOM files, instead of a recipe.")] = None,
+    source: Annotated[
+        Path | None,
+        typer.Option(parser=folder, metavar="FOLDER", help="A folder of DICOM files, instead of a recipe."),
+    ] = None,
     out: Annotated[
         str | None,
         typer.Option(
@@ -51,7 +55,8 @@ def build(
         typer.Option(help="With --source: your own patients, policy 'private', this secret (lumid deid key new)."),
     ] = None,
     workers: Annotated[
-        int | None, typer.Option(min=1, help="Worker processes on this machine; by default one a core.")
+        int | None,
+        typer.Option(min=1, max=MOST_WORKERS, help="Worker processes on this machine; by default one a core."),
     ] = None,
     scheduler: Annotated[
         str | None, typer.Option(help="Address of a running Dask scheduler, e.g. tcp://host:8786.")

@@ -15,6 +15,7 @@ from rich.console import Console
 from lumid.catalog.errors import EXIT_DONE, EXIT_FAILED, UsageError
 from lumid.catalog.words import many
 from lumid.dags.cli.app import app
+from lumid.dags.cli.options import MOST_WORKERS
 from lumid.dags.cli.tables import Format, printable, write_rows
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ def verify(
     ] = None,
     offline: Annotated[bool, typer.Option("--offline", help="--repair: from the cache alone.")] = False,
     workers: Annotated[
-        int | None, typer.Option(min=1, help="Threads; by default one a core.", show_default=False)
+        int | None, typer.Option(min=1, max=MOST_WORKERS, help="Threads; by default one a core.", show_default=False)
     ] = None,
     as_json: Json = False,
 ) -> None:

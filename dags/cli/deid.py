@@ -18,6 +18,7 @@ from rich.console import Console
 from lumid.catalog.errors import EXIT_DONE, EXIT_FAILED, UsageError
 from lumid.catalog.words import many
 from lumid.dags.cli.app import app
+from lumid.dags.cli.options import MOST_WORKERS
 from lumid.dags.cli.tables import printable
 
 if TYPE_CHECKING:
@@ -179,7 +180,8 @@ def audit(
         bool, typer.Option("--name-parts", help="Parts of names by themselves, too; surnames can be words.")
     ] = False,
     workers: Annotated[
-        int | None, typer.Option(min=1, help="Threads; by default one a core, 8 at most.", show_default=False)
+        int | None,
+        typer.Option(min=1, max=MOST_WORKERS, help="Threads; by default one a core, 8 at most.", show_default=False),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
 ) -> None:

@@ -15,7 +15,7 @@ from rich.table import Table
 
 from lumid.catalog.errors import EXIT_FAILED, UsageError
 from lumid.dags.cli.app import app
-from lumid.dags.cli.options import Json
+from lumid.dags.cli.options import MOST_WORKERS, Json
 
 if TYPE_CHECKING:
     from lumid.model.evaluate.tables import Line
@@ -71,7 +71,7 @@ Head = Annotated[
     typer.Option(metavar="NAME=VALUE", help="A setting of the segmentation head, such as epochs=20; can be repeated."),
 ]
 Device = Annotated[str | None, typer.Option(help="cpu or cuda; by default the GPU if there is one.")]
-Workers = Annotated[int, typer.Option(min=1, help="Jobs at a time on this machine.")]
+Workers = Annotated[int, typer.Option(min=1, max=MOST_WORKERS, help="Jobs at a time on this machine.")]
 Scheduler = Annotated[str | None, typer.Option(help="Address of a running Dask scheduler.")]
 Draws = Annotated[int, typer.Option(min=10, help="Draws of the bootstrap.")]
 TablesOnly = Annotated[bool, typer.Option("--tables-only", help="Make the tables again from the predictions in --out.")]

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
 
     from lumid.catalog.places import Place
 
+MOST_WORKERS = 1_024
+"""On one machine."""
 DATASET_HELP = "A finished data set: its folder, s3://…, gs://… or az://…; or a subset's file."
 Dataset = Annotated[str, typer.Argument(metavar="DATASET", help=DATASET_HELP, show_default=False)]
 Where = Annotated[str | None, typer.Argument(metavar="WHERE", help="A SQL condition on the catalog's columns.")]
@@ -37,6 +39,13 @@ Split = Annotated[
     list[str] | None, typer.Option("--split", help="Only train, val, test or benchmark.", show_default=False)
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print it as JSON.")]
+
+
+def folder(text: str) -> Path:
+    """A folder of the command line; ``""`` would be the working directory, which nobody means with ``"$UNSET"``."""
+    if not text:
+        raise typer.BadParameter("it is empty; is the variable set that you gave?")
+    return Path(text)
 
 
 def place_of(dataset: str, subset: Path | None = None) -> Place:

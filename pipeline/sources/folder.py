@@ -60,6 +60,8 @@ class FolderSource:
     _archives: Archives = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
+        if self.root.is_file():
+            raise RecipeError(f"{self.root}: is a file; give the folder that it is in")
         if not self.root.is_dir():
             raise RecipeError(f"{self.root}: no such folder to read images from")
         object.__setattr__(self, "_archives", Archives(self.scratch))
