@@ -2,13 +2,14 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from lumid.catalog.errors import DatasetError, StorageError
+from lumid.catalog.errors import DatasetError, StorageError, UsageError
 from lumid.catalog.layout import Layout, Manifest, atomic_file, read_manifest, storage_errors, write_table, write_text
 from tests.factory import make_dataset
 
@@ -31,6 +32,14 @@ def test_atomic_file_appears_whole(tmp_path: Path) -> None:
         assert not path.exists()
     assert path.read_bytes() == b"all"
     assert list(path.parent.iterdir()) == [path]
+
+
+def test_what_is_no_file_is_not_replaced_by_one(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", tmp_path):
+        with pytest.raises(UsageError, match="not a regular file"), atomic_file(path) as file:
+            file.write(b"all")
+    assert (tmp_path / "pipe").is_fifo()
 
 
 def write_half(path: Path, failure: type[BaseException]) -> None:

@@ -167,6 +167,52 @@ def test_an_option_that_is_empty_is_no_option_that_is_not_there(option: str, tmp
     )
 
 
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["build", "--source", ""], "--source"),
+        (["build", "--source", "loop", "--out", "o"], "in a circle"),
+        (["build", "--source", "a.dcm", "--out", "o"], "is a file"),
+        (["build", "--source", ".", "--out", "loop"], "Too many levels of symbolic links"),
+        (["build", "--source", ".", "--out", "o", "--workers", "99999999999999999999"], "--workers"),
+        (["query", "x" * 300], "File name too long"),
+    ],
+)
+def test_paths_and_numbers_that_cannot_be(
+    arguments: list[str], words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "a.dcm").write_bytes(b"")
+    monkeypatch.chdir(tmp_path)
+    done = lumid(*arguments)
+    assert (done.returncode, done.stderr.count("\n"), done.stderr[:7]) == (2, 1, "error: ")
+    assert words in done.stderr
+
+
+def test_a_working_directory_that_is_gone(built_study: Path, tmp_path: Path) -> None:
+    done = subprocess.run(
+        ["sh", "-c", 'mkdir gone; cd gone; rmdir ../gone; exec "$@"', "-", sys.executable, "-m", "lumid", "query", str(built_study)],
+        cwd=tmp_path, capture_output=True, text=True, timeout=TIMEOUT_S,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (2, "error: the working directory is gone; cd to one that is there\n")
+
+
+@pytest.mark.parametrize("closed", ["<&- >&-", "<&- >&- 2>&-", ">&-", "2>&-"])
+def test_streams_that_are_closed_are_no_files_of_the_build(closed: str, study: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "lumid", "build", "--source", str(study), "--out", "o", "--workers", "1"]
+    done = subprocess.run(
+        ["sh", "-c", f'exec "$@" {closed}', "-", *command], cwd=tmp_path, timeout=TIMEOUT_S, check=False,
+        stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    assert done.returncode == 0
+    assert (tmp_path / "o" / "dataset.json").is_file()
+
+
+def test_a_terminal_of_few_letters(built_study: Path) -> None:
+    done = lumid("query", built_study, PYTHONIOENCODING="ascii")
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_a_log_on_stderr_is_all_that_is_there(tmp_path: Path) -> None:
     (tmp_path / "source").mkdir()
     (tmp_path / "source" / "a.txt").write_text("no image")

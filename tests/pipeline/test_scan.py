@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import gzip
 import io
+import os
+import time
 import zipfile
 from pathlib import Path
 
 import numpy as np
+import pytest
 from pydicom import dcmread
 
 from lumid.catalog.keys import PUBLIC_SECRET, Keyer
@@ -15,6 +18,7 @@ from lumid.pipeline.convert import sniff, to_dataset
 from lumid.pipeline.decode import Limits, image_size, quiet_libraries
 from lumid.pipeline.deidentify import identify
 from lumid.pipeline.frame_header import FrameHeader
+from lumid.pipeline.parse import MAX_ELEMENTS, parse, pixel_element
 from lumid.pipeline.reject import Reject
 from lumid.pipeline.scan import HEAD_BYTES, Scanned, group_series, listing_hash, scan
 from lumid.pipeline.sources import Provenance
@@ -127,3 +131,29 @@ def test_the_listing_tells_a_change_inside_an_archive(tmp_path: Path) -> None:
     assert before == listed()
     (tmp_path / "x.zip").write_bytes(packed(("b", b"1")))
     assert listed() != before
+
+
+def test_a_sparse_file_of_terabytes_is_not_read(tmp_path: Path) -> None:
+    for name, head in (("swap", b""), ("a.dcm", as_bytes(image(gradient()))), ("x.nii.gz", b"\x1f\x8b\x08")):
+        (tmp_path / name).write_bytes(head)
+        os.truncate(tmp_path / name, 1 << 42)
+    assert {found.reject for found in scanned(tmp_path).values()} == {Reject("read", "absurd_size", "more than 4 GiB")}
+
+
+@pytest.mark.parametrize("kept", [300, 700, 1_500, 20_000])
+def test_a_file_filled_up_with_zeros_takes_no_time(kept: int, tmp_path: Path) -> None:
+    """As an interrupted copy into space that was allocated; pydicom takes a minute for an element of every eight bytes."""
+    (tmp_path / "a.dcm").write_bytes(as_bytes(image(gradient(), PatientComments="y" * 30_000))[:kept])
+    os.truncate(tmp_path / "a.dcm", 100 << 20)
+    begun = time.process_time()
+    assert scanned(tmp_path)["a.dcm"].reject is None
+    read = parse((tmp_path / "a.dcm").read_bytes())
+    assert time.process_time() - begun < 10
+    assert isinstance(read, Reject) or pixel_element(read) is None
+
+
+def test_a_header_of_millions_of_elements_is_broken() -> None:
+    whole = as_bytes(image(gradient()))
+    head = whole[: whole.index(b"\xe0\x7f\x10\0")]
+    more = b"\x01\x70\x10\0LO\0\0" * (MAX_ELEMENTS + 1)
+    assert parse(head + more) == Reject("read", "broken_header", "ValueError")
