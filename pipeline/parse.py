@@ -5,6 +5,7 @@ The value of the pixel data element is a view of the file's bytes, never a copy:
 
 from __future__ import annotations
 
+import contextlib
 import io
 import struct
 import zlib
@@ -32,6 +33,8 @@ UNDEFINED_LENGTH = 0xFFFFFFFF
 MAX_INFLATED_BYTES = 1 << 30
 ZEROS = 1 << 16
 """So many of those at the end of a file may be the value of its last element."""
+FIRST = 1 << 24
+"""Where headers end, nearly always."""
 MAX_ELEMENTS = 1 << 20
 """Of a header, those within sequences not counted; real ones have thousands at most."""
 DICOMDIR_CLASS = "1.2.840.10008.1.3.10"
@@ -114,9 +117,19 @@ def any_header(data: bytes, beyond: int | None = None) -> tuple[FileDataset, int
     """The data set before its pixel data as pydicom reads it, and where it stopped.
 
     It ends where a file was filled up with zeros, as an interrupted copy into allocated space is: there is no element
-    (0000,0000) of no length, and pydicom would read a million of them in three seconds. ``beyond``: stop after this tag already. Raises
-    :class:`ValueError` after :data:`MAX_ELEMENTS`, and whatever else a hostile header provokes in pydicom.
+    (0000,0000) of no length, and pydicom would read a million of them in three seconds. ``beyond``: stop after this tag
+    already. Raises :class:`ValueError` after :data:`MAX_ELEMENTS`, and whatever else a hostile header provokes in pydicom.
     """
+    end = min(len(data), _filled(data) + ZEROS)
+    if FIRST < end < len(data):  # which would be a copy of nearly all of it, where the zeros are those of an image
+        with contextlib.suppress(Exception):
+            found = _header_of(data[:FIRST], beyond)
+            if found[1] < FIRST:
+                return found
+    return _header_of(data[:end], beyond)
+
+
+def _header_of(data: bytes, beyond: int | None) -> tuple[FileDataset, int]:
     met = 0
 
     def ends(tag: BaseTag, _vr: str | None, length: int) -> bool:
@@ -126,7 +139,7 @@ def any_header(data: bytes, beyond: int | None = None) -> tuple[FileDataset, int
             raise ValueError("too many elements")
         return tag in PIXEL_TAGS or (tag == 0 and length == 0) or (beyond is not None and tag > beyond)
 
-    stream = io.BytesIO(data[: _filled(data) + ZEROS])
+    stream = io.BytesIO(data)
     dataset = read_partial(stream, stop_when=ends, force=True)
     return dataset, stream.tell()
 

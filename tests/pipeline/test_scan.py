@@ -18,7 +18,7 @@ from lumid.pipeline.convert import sniff, to_dataset
 from lumid.pipeline.decode import Limits, image_size, quiet_libraries
 from lumid.pipeline.deidentify import identify
 from lumid.pipeline.frame_header import FrameHeader
-from lumid.pipeline.parse import MAX_ELEMENTS, parse, pixel_element
+from lumid.pipeline.parse import MAX_ELEMENTS, any_header, parse, pixel_element
 from lumid.pipeline.reject import Reject
 from lumid.pipeline.scan import HEAD_BYTES, Scanned, group_series, listing_hash, scan
 from lumid.pipeline.sources import Provenance
@@ -157,3 +157,15 @@ def test_a_header_of_millions_of_elements_is_broken() -> None:
     head = whole[: whole.index(b"\xe0\x7f\x10\0")]
     more = b"\x01\x70\x10\0LO\0\0" * (MAX_ELEMENTS + 1)
     assert parse(head + more) == Reject("read", "broken_header", "ValueError")
+
+
+@pytest.mark.parametrize("preamble", [True, False])
+def test_an_image_that_ends_in_black_is_read_as_any_other(preamble: bool) -> None:
+    pixels = np.zeros((40, 700, 700), np.uint16)
+    pixels[0] = 7
+    whole = as_bytes(image(pixels, NumberOfFrames=40))
+    data = whole if preamble else whole[132:]
+    read = parse(data)
+    assert not isinstance(read, Reject)
+    assert len(read.PixelData) == pixels.nbytes
+    assert any_header(data)[0] == dcmread(io.BytesIO(data), force=True, stop_before_pixels=True)
