@@ -28,7 +28,7 @@ class LocalSettings(_Section):
     """Processes on this machine, which listen on 127.0.0.1 alone; one a core, unless ``workers`` says how many."""
 
     kind: Literal["local"] = "local"
-    workers: Count | None = None
+    workers: Annotated[int, Field(ge=1, le=1_024)] | None = None
 
 
 class _Awaited(_Section):

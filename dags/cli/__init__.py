@@ -124,13 +124,10 @@ def _run() -> None:
         _say_unforeseen(error.__cause__ or error)
     except WRONG_USE as error:
         message = error.format_message()
-        if (
-            type(error).__name__ == "NoArgsIsHelpError"
-        ):  # the message is the help; in colours, it has been shown already
-            typer.echo(message, nl=bool(message))
+        if type(error).__name__ == "NoArgsIsHelpError":
+            typer.echo(message, nl=bool(message))  # the help; in colours, it has been shown already
             sys.exit(EXIT_USAGE)
-        raise UsageError(
-            f"{message.rstrip('.')} (see {error.ctx.command_path if error.ctx else 'lumid'} --help)"
-        ) from None
+        command = error.ctx.command_path if error.ctx else "lumid"
+        raise UsageError(f"{message.rstrip('.')} (see {command} --help)") from None
     sys.stdout.flush()  # a full disk is told here, or by Python in its own words
     sys.exit(code or EXIT_DONE)

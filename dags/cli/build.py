@@ -18,7 +18,7 @@ from rich.markup import escape
 from lumid.catalog.errors import EXIT_DONE, EXIT_REJECTS, LumidError, UsageError
 from lumid.catalog.words import many
 from lumid.dags.cli.app import app
-from lumid.dags.cli.options import MOST_WORKERS, folder
+from lumid.dags.cli.options import MOST_WORKERS
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -37,8 +37,8 @@ def build(
         typer.Argument(metavar="[RECIPE]", help="A shipped recipe's name (demo, lumid, paper) or a TOML file."),
     ] = None,
     source: Annotated[
-        Path | None,
-        typer.Option(parser=folder, metavar="FOLDER", help="A folder of DICOM files, instead of a recipe."),
+        str | None,
+        typer.Option(metavar="DIR_OR_URL", help="A folder of DICOM files, or its address, instead of a recipe."),
     ] = None,
     out: Annotated[
         str | None,
@@ -123,7 +123,8 @@ def build(
     from lumid.dags.progress import BuildProgress
     from lumid.pipeline.recipe_files import with_overrides
 
-    for option, given in {"--scheduler": scheduler, "--out": out, "--base": base, "--log": log}.items():
+    words = {"--source": source, "--scheduler": scheduler, "--out": out, "--base": base, "--log": log}
+    for option, given in words.items():
         if given == "":
             raise UsageError(f"{option}: is empty; is the variable set that you gave?")
     chosen, pinned = _chosen(recipe, source, collection, license, doi, lock, sample, max_gb, only or [])
@@ -177,7 +178,7 @@ def log_to(events: EventLog, log: str | None, out: AnyPath) -> AbstractContextMa
 
 
 def _chosen(
-    name: str | None, source: Path | None, collection: str, license: str | None, doi: str | None,
+    name: str | None, source: str | None, collection: str, license: str | None, doi: str | None,
     lock: str | None, sample: str | None, max_gb: float | None, only: list[str],
 ) -> tuple[Recipe, pa.Table | None]:  # fmt: skip
     """The recipe with the command line's changes, and the lock's rows where one is given."""
@@ -200,7 +201,7 @@ def _chosen(
     return chosen, None if lock is None else read_lock(data_path(lock), chosen)[0]
 
 
-def _private(chosen: Recipe, source: Path | None, key_file: Path) -> Recipe:
+def _private(chosen: Recipe, source: str | None, key_file: Path) -> Recipe:
     from lumid.pipeline.recipe import DeidSettings
 
     if source is None:
@@ -210,7 +211,7 @@ def _private(chosen: Recipe, source: Path | None, key_file: Path) -> Recipe:
     )
 
 
-def _recipe(name: str | None, source: Path | None, collection: str, license: str | None, doi: str | None) -> Recipe:
+def _recipe(name: str | None, source: str | None, collection: str, license: str | None, doi: str | None) -> Recipe:
     from lumid.pipeline.recipe_files import load_recipe, make_recipe
 
     if (name is None) == (source is None):

@@ -41,13 +41,6 @@ Split = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="Print it as JSON.")]
 
 
-def folder(text: str) -> Path:
-    """A folder of the command line; ``""`` would be the working directory, which nobody means with ``"$UNSET"``."""
-    if not text:
-        raise typer.BadParameter("it is empty; is the variable set that you gave?")
-    return Path(text)
-
-
 def place_of(dataset: str, subset: Path | None = None) -> Place:
     """The data set that the command line names."""
     from lumid.catalog.places import as_place

@@ -157,7 +157,7 @@ def test_a_folder_without_images_is_a_data_set_of_rejects(on_cluster: Command, t
     assert lumid("query", tmp_path / "data").returncode == 0
 
 
-@pytest.mark.parametrize("option", ["--out", "--scheduler", "--base", "--log"])
+@pytest.mark.parametrize("option", ["--source", "--out", "--scheduler", "--base", "--log"])
 def test_an_option_that_is_empty_is_no_option_that_is_not_there(option: str, tmp_path: Path) -> None:
     """A shell makes it of a variable that is not set; --scheduler "" would build here."""
     done = lumid("build", "--source", tmp_path, "--out", tmp_path / "o", option, "")
